@@ -1,0 +1,55 @@
+"""Who may be trained on and who is held out: fixed by a hash of the thing itself, never by its place in a list."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+
+TRAIN_ARTISTS = ("twemoji", "noto", "noto-v1", "openmoji", "fxemoji")
+VALIDATION_ARTIST = "emojione"
+TEST_ARTIST = "fluent-emoji-flat"
+TEST_FONT = "STIX"
+"""A whole family: Times-like, drawn by other hands than every family in training."""
+
+
+def digest(*key: object) -> int:
+    """Returns a 256-bit number that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(":".join(map(str, key)).encode()).digest(), "big")
+
+
+def bucket(kind: str, name: object, count: int) -> int:
+    """Returns which of `count` equal buckets a thing of this kind falls into."""
+    return digest(kind, name) % count
+
+
+def generator(*key: object) -> random.Random:
+    """Returns a random generator that is a function of the key."""
+    return random.Random(digest("seed", *key))
+
+
+def concept_split(name: str) -> Split:
+    """Test 1 concept in 8, validation 1 in 16."""
+    place = bucket("concept", name, 16)
+    return "test" if place < 2 else "validation" if place == 2 else "train"
+
+
+def word_split(word: str) -> Split:
+    """Test 1 word in 6, validation 1 in 12."""
+    place = bucket("word", word.lower(), 12)
+    return "test" if place < 2 else "validation" if place == 2 else "train"
+
+
+def number_split(number: int) -> Split:
+    """Test 1 number in 6, validation 1 in 12."""
+    place = bucket("number", number, 12)
+    return "test" if place < 2 else "validation" if place == 2 else "train"
+
+
+def table_split(table: str) -> Split:
+    """Test 1 table in 4; of the rest 1 in 5 for validation."""
+    if bucket("table", table, 4) == 0:
+        return "test"
+    return "validation" if bucket("table-validation", table, 5) == 0 else "train"

@@ -1,0 +1,206 @@
+"""The command line: verbs, a configuration file and `key=value`; nothing else."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from mmmoe import dist
+from mmmoe.config.load import dump, load
+from mmmoe.log import console
+from mmmoe.stages.spec import RunSpec
+
+USER_MISTAKE, DIVERGED, NO_ROOM, STOPPED = 2, 3, 4, 75
+"""Exit statuses: something to correct; a loss that is not finite; disk full or read-only; stopped, to be resumed."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview.")
+config_app = typer.Typer(no_args_is_help=True, help="Configurations: check, show, schema.")
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+Config = Annotated[Path, typer.Argument(help="a file in configs/")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...")]
+Folder = Annotated[Path, typer.Argument(help="a run folder")]
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None) -> None:
+    """Train every stage, evaluate, report. Makes a new run folder."""
+    from mmmoe.stages.preflight import preflight
+    from mmmoe.stages.start import start_new
+
+    spec = load(config, RunSpec, overrides)
+    preflight(spec)
+    raise typer.Exit(start_new(spec))
+
+
+@app.command()
+def resume(folder: Folder, overrides: Overrides = None) -> None:
+    """Go on where a run stopped: no finished stage is repeated, no step lost after its checkpoint."""
+    from mmmoe.stages.start import start_again
+
+    raise typer.Exit(start_again(folder, overrides or []))
+
+
+@app.command(hidden=True)
+def work(folder: Folder, overrides: Overrides = None) -> None:
+    """One process of a run; started by run and resume."""
+    from mmmoe.stages.ledger import RunFolder
+    from mmmoe.stages.run import run_all
+
+    run_folder = RunFolder.open(folder)
+    run_all(run_folder.spec(overrides), run_folder)
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None) -> None:
+    """Print what a run would do, its parameter table and what is missing; reads no weights."""
+    from mmmoe.stages.plan import print_plan
+
+    print_plan(load(config, RunSpec, overrides))
+
+
+@app.command(name="eval")
+def evaluate(folder: Folder, overrides: Overrides = None) -> None:
+    """Evaluate a run, or one finished stage's folder, by the run's `evaluation` with overrides."""
+    from mmmoe.stages.evaluate import evaluate_again
+
+    evaluate_again(folder, overrides or [])
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Write the offline HTML report and the plots of a run."""
+    from mmmoe.report.page import write_report
+
+    console.print(f"report: {write_report(folder)}")
+
+
+@app.command()
+def experiment(config: Config, overrides: Overrides = None) -> None:
+    """Run the variants of an experiment one after the other and print their table."""
+    from mmmoe.stages.experiment import ExperimentSpec, run_experiment
+
+    raise typer.Exit(run_experiment(load(config, ExperimentSpec, overrides)))
+
+
+@app.command()
+def bench(config: Config = Path("configs/llava_mole_tiny.yaml"), overrides: Overrides = None) -> None:
+    """Time a training step of the last stage with its mixture of experts against plain LoRA and the frozen model."""
+    from mmmoe.stages.bench import bench_step
+
+    bench_step(load(config, RunSpec, overrides))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what is missing and what to do about it."""
+    from mmmoe.stages.doctor import print_doctor
+
+    raise typer.Exit(0 if print_doctor() else USER_MISTAKE)
+
+
+@data_app.command()
+def pack(
+    json: Annotated[Path, typer.Argument(help="LLaVA JSON: a list of samples")],
+    images: Annotated[Path, typer.Argument(help="folder the image paths are relative to")],
+    out: Annotated[Path, typer.Argument(help="folder for the shards")],
+    samples: Annotated[int, typer.Argument(help="samples a shard")] = 1000,
+    domain: Annotated[str, typer.Argument(help="domain tag")] = "general",
+    workers: Annotated[int, typer.Argument(help="processes")] = 1,
+) -> None:
+    """Write WebDataset shards with their index; a shard that is already there and sound is kept."""
+    from mmmoe.data.pack import pack as pack_shards
+
+    console.print(pack_shards(json, images, out, samples_per_shard=samples, domain=domain, workers=workers))
+
+
+@data_app.command()
+def check(shards: Annotated[str, typer.Argument(help="folder or glob of shards")]) -> None:
+    """Compare every shard with its hash and decode every image."""
+    from mmmoe.data.check import check as check_shards
+
+    found = check_shards(shards)
+    console.print(found)
+    raise typer.Exit(0 if found.is_sound else USER_MISTAKE)
+
+
+@data_app.command()
+def preview(
+    shards: Annotated[str, typer.Argument(help="folder or glob of shards")],
+    samples: Annotated[int, typer.Argument(help="how many")] = 5,
+) -> None:
+    """Show the first samples of a set of shards."""
+    from mmmoe.data.preview import preview as preview_shards
+
+    console.print(preview_shards(shards, samples))
+
+
+@config_app.command(name="check")
+def check_config(config: Config, overrides: Overrides = None) -> None:
+    """Read a configuration and everything it names; list all that is wrong."""
+    from mmmoe.stages.preflight import preflight
+
+    preflight(load(config, RunSpec, overrides))
+    console.print(f"{config}: sound")
+
+
+@config_app.command()
+def show(config: Config, overrides: Overrides = None) -> None:
+    """Print a configuration with includes, overrides and defaults resolved."""
+    sys.stdout.write(dump(load(config, RunSpec, overrides)))
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema of a run's configuration, for editors."""
+    import json
+
+    sys.stdout.write(json.dumps(RunSpec.model_json_schema(), indent=1) + "\n")
+
+
+T = TypeVar("T")
+
+
+def guarded(call: Callable[[], T]) -> T | int:
+    """Returns what `call` returns, or the exit status of the mistake it met, after telling it."""
+    from mmmoe.stages.ledger import Stopped
+
+    try:
+        return call()
+    except ValueError as error:
+        _tell(str(error))
+        return USER_MISTAKE
+    except FloatingPointError as error:
+        _tell(str(error))
+        return DIVERGED
+    except Stopped as stopped:
+        _tell(str(stopped))
+        return STOPPED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOENT):
+            raise
+        _tell(f"{error.filename or 'a file'}: {error.strerror}; nothing finished was lost: make room, then resume the run")
+        return NO_ROOM
+
+
+def _tell(text: str) -> None:
+    prefix = "" if dist.world_size() == 1 else f"process {dist.rank()}: "
+    console.print(f"[bold red]error[/bold red]: {prefix}", end="")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of the `mmmoe` command."""
+    status = guarded(lambda: app(standalone_mode=False))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Configuration: YAML files into strict specs, with every error told at once."""

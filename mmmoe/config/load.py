@@ -1,0 +1,110 @@
+"""From a YAML file to a spec, with all that is wrong with it told at once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mmmoe.config.override import apply_overrides
+from mmmoe.config.spec import Spec
+from mmmoe.config.tree import Route, Tree, dotted, read, shorten
+
+S = TypeVar("S", bound=Spec)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the text lists every problem, one a line."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        super().__init__(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in problems))
+
+
+def load(path: Path, spec_type: type[S], overrides: list[str] | None = None) -> S:
+    """Returns the spec that a YAML file and its overrides declare.
+
+    Raises:
+        ConfigError: with one line a problem: file:line, key path, what is wrong, the nearest known key.
+    """
+    tree = read(path)
+    apply_overrides(tree, overrides or [])
+    if not isinstance(tree.data, dict):
+        tree.errors.append(f"{shorten(path)}:1: must be a mapping of keys, got {type(tree.data).__name__}")
+        raise ConfigError(shorten(path), tree.errors)
+    spec = None
+    try:
+        spec = spec_type.model_validate(tree.data)
+    except ValidationError as error:
+        tree.errors += [_line(tree, spec_type, dict(item)) for item in error.errors(include_url=False)]
+    if tree.errors or spec is None:
+        raise ConfigError(shorten(path), list(dict.fromkeys(tree.errors)))
+    return spec
+
+
+def dump(spec: Spec) -> str:
+    """Returns a spec as YAML in which nothing is left to defaults or includes."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _line(tree: Tree, spec_type: type[Spec], item: dict[str, Any]) -> str:
+    route = _real_route(tree.data, item["loc"])
+    known = _fields(spec_type, item["loc"][:-1])
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(route[-1]), known, n=1)
+        message = f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; known: {', '.join(known)}"
+    elif item["type"] == "missing":
+        message = "is missing"
+    elif item["type"] in ("union_tag_invalid", "literal_error"):
+        message = f"{message}, got {item['input']!r}" if not isinstance(item["input"], dict) else message
+    elif not isinstance(item["input"], dict | list):
+        message = f"{message}, got {item['input']!r}"
+    return f"{tree.mark(route)}: {dotted(route) or '(file)'}: {message}"
+
+
+def _real_route(data: Any, loc: tuple[str | int, ...]) -> Route:
+    """Returns pydantic's location without the tags of unions, which no file contains."""
+    route: list[str | int] = []
+    for position, part in enumerate(loc):
+        is_last = position == len(loc) - 1
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            data = data[part]
+        elif not is_last or not isinstance(data, dict):
+            continue
+        route.append(part)
+    return tuple(route)
+
+
+def _fields(spec_type: Any, loc: tuple[str | int, ...]) -> list[str]:
+    """Returns the field names of the spec that stands at a location."""
+    models = [spec_type]
+    for part in loc:
+        inner: list[Any] = []
+        for model in models:
+            if isinstance(part, str) and part in model.model_fields:
+                inner += _models(model.model_fields[part].annotation)
+            elif isinstance(part, int) or part in _tags(model):
+                inner.append(model)
+        models = inner or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return typing.get_args(kind.annotation) if kind else ()
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Returns the spec types inside an annotation such as `list[A | B] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, types.GenericAlias | types.UnionType) or typing.get_origin(annotation):
+        return [model for inner in typing.get_args(annotation) for model in _models(inner)]
+    return []

@@ -1,0 +1,1 @@
+"""Data: shards, the order they are read in, templates and batches."""

@@ -1,0 +1,1 @@
+"""Engines: DeepSpeed and plain torch behind one protocol, checkpoints, metrics and the loop."""

@@ -1,0 +1,39 @@
+"""From an engine's declaration to the engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from torch import nn
+
+from mmmoe.engine.groups import same_name
+from mmmoe.engine.local import LocalEngine
+from mmmoe.engine.protocol import Engine
+from mmmoe.engine.spec import EngineSpec, TrainingSpec
+
+
+def build_engine(
+    module: nn.Module, spec: EngineSpec, training: TrainingSpec, canonical: Callable[[str], str] = same_name
+) -> Engine:
+    """Returns the engine of `spec.kind` around a model whose trainable parameters are already chosen.
+
+    Args:
+        module: The model; `groups.freeze` has set what trains.
+        spec: The engine's declaration.
+        training: The stage's training.
+        canonical: Gives a parameter the name it has in checkpoints.
+    """
+    if spec.kind == "local":
+        return LocalEngine(module, spec, training, canonical)
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    # Imported here and nowhere else: inference, evaluation and the local engine work where DeepSpeed is not
+    # installed, and importing it takes most of a second and probes for a compiler.
+    from mmmoe.engine.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(module, spec, training, canonical)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Lets all of DeepSpeed's messages pass but the warning, at every import, that a machine has no GPU."""
+    return "Setting accelerator to CPU" not in record.getMessage()

@@ -1,0 +1,250 @@
+"""The engine on DeepSpeed: ZeRO 0 to 3 with torch's AdamW; the only file that imports deepspeed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as torch_dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmmoe import dist
+from mmmoe.engine import groups
+from mmmoe.engine.checkpoint import check_load
+from mmmoe.engine.deepspeed_config import deepspeed_config
+from mmmoe.engine.outputs import join, split
+from mmmoe.engine.precision import cast_inputs, cast_parameters, compute_dtype, engine_device, to_host
+from mmmoe.engine.protocol import TrainingOutput
+from mmmoe.engine.spec import EngineSpec, TrainingSpec
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine:
+    """Trains under DeepSpeed; gradients are summed over micro-batches and processes, as in LocalEngine."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: EngineSpec,
+        training: TrainingSpec,
+        canonical: Callable[[str], str] = groups.same_name,
+    ) -> None:
+        self._module, self._spec = module, spec
+        self._dtype = compute_dtype(spec)
+        self._device = engine_device(spec)
+        prepare_process(self._device)
+        self._world = torch_dist.get_world_size()
+        self._trainable = groups.trainable_parameters(module, canonical)
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in self._trainable}
+        # DeepSpeed makes its masters from weights already rounded to bf16: keep the exact ones.
+        exact = {name: to_host(parameter) for name, parameter in self._trainable} if spec.precision == "bf16" else {}
+        cast_parameters(module, self._dtype)
+        self._adam = groups.adamw(groups.parameter_groups(self._trainable, training.optimizer), training.optimizer)
+        numel = sum(parameter.numel() for _, parameter in self._trainable)
+        self._form: Any = None
+        self._is_forward = False
+        self._flattening = module.register_forward_hook(self._flatten)
+        self._engine: Any = deepspeed.initialize(
+            model=module,
+            optimizer=self._adam,
+            config=deepspeed_config(spec, training, self._world, numel),
+        )[0]
+        self._start_moments(0)
+        if exact:
+            self._write(exact, {})
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare model."""
+        return self._module
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self._device
+
+    def forward(self, inputs: Mapping[str, object]) -> TrainingOutput:
+        """Runs the model."""
+        self._is_forward = True
+        try:
+            tensors = self._engine(**cast_inputs(inputs, self._dtype))
+        finally:
+            self._is_forward = False
+        return cast(TrainingOutput, join(self._form, tensors))
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Adds gradients; DeepSpeed reduces them after the last micro-batch (ZeRO 2 and 3: after each)."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed averages over ranks; shares are to be summed. Its division by the number of micro-batches is off.
+        self._engine.backward(loss * self._world, scale_wrt_gas=False)
+
+    def step(self, rates: list[float]) -> float:
+        """Clips, updates and clears; a norm that is not finite comes back without an update."""
+        groups.set_rates(self._adam, rates)
+        norm = self._plain_norm()
+        if norm is not None and not torch.isfinite(norm):
+            self._engine.zero_grad()
+            return float(norm)
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the masters in full by canonical name, on the CPU. Collective."""
+        return {name: self._read(name, parameter, None) for name, parameter in self._trainable}
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Returns Adam's moments in full as `exp_avg.<name>` and `exp_avg_sq.<name>`, on the CPU. Collective."""
+        return {
+            f"{kind}.{name}": self._read(name, parameter, kind)
+            for kind in MOMENTS
+            for name, parameter in self._trainable
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int) -> None:
+        """Puts parameters and moments back; without moments Adam starts afresh. Collective."""
+        check_load(self._shapes, tensors, moments)
+        self._start_moments(updates if moments else 0)
+        self._write(tensors, moments)
+
+    def close(self) -> None:
+        """Takes DeepSpeed's hooks off the model. After ZeRO 3 the model's weights stay in pieces: build it anew."""
+        self._engine.destroy()
+        self._flattening.remove()
+
+    def _flatten(self, module: nn.Module, inputs: object, output: object) -> tuple[Tensor, ...] | None:
+        """Hands on the model's output as a tuple of the tensors that carry a graph.
+
+        ZeRO 3 finds the start of a module's backward by walking its output and sees no tensors inside a
+        dataclass: it warns and leaves the module's own weights ungathered (DeepSpeed#1961). Hooks run in the
+        order they were registered in, so DeepSpeed's see the tuple. Other calls of the model are left alone.
+        """
+        if not self._is_forward:
+            return None
+        tensors: list[Tensor] = []
+        self._form = split(output, tensors)
+        return tuple(tensors)
+
+    def _plain_norm(self) -> Tensor | None:
+        """Returns the gradients' norm where DeepSpeed steps the bare AdamW and keeps no norm: ZeRO 0 in float32."""
+        if self._engine.optimizer is not self._adam:
+            return None
+        held = [parameter.grad for _, parameter in self._trainable if parameter.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in held]))
+        return norm
+
+    def _owned(self) -> list[Tensor]:
+        """Returns the tensors AdamW updates: this rank's flat float32 pieces, or whole tensors under ZeRO 0."""
+        if self._spec.zero == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [tensor for group in self._adam.param_groups for tensor in group["params"]]
+
+    def _start_moments(self, updates: int) -> None:
+        groups.start_moments(self._adam, self._owned(), updates)
+        if self._spec.zero in (1, 2) or self._has_flat_bf16():
+            # DeepSpeed links parameters to their moments once, in the first step: do it now, for the new tensors.
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _has_flat_bf16(self) -> bool:
+        return hasattr(self._engine.optimizer, "fp32_groups_flat_partition")
+
+    def _whole(self) -> dict[int, Tensor]:
+        """Returns the master of each parameter under ZeRO 0, where nothing is cut up, by the parameter's id."""
+        optimizer = self._engine.optimizer
+        if optimizer is self._adam:
+            return {id(parameter): parameter for _, parameter in self._trainable}
+        pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+        return {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+    def _read(self, name: str, parameter: nn.Parameter, kind: str | None) -> Tensor:
+        """Returns a master (kind None) or a moment in full. Collective."""
+        if self._spec.zero == 0:
+            master = self._whole()[id(parameter)]
+            found = master if kind is None else self._adam.state[master][kind]
+        elif kind is None:
+            found = safe_get_full_fp32_param(parameter)
+        else:
+            found = safe_get_full_optimizer_state(parameter, kind)
+        return to_host(found).reshape(self._shapes[name])
+
+    @torch.no_grad()
+    def _write(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Sets masters, moments and the model's own weights. Collective."""
+        put = {0: self._put_whole, 1: self._put_flat, 2: self._put_flat, 3: self._put_piece}[self._spec.zero]
+        for name, parameter in self._trainable:
+            put(parameter, tensors[name].to(self._device, torch.float32), None)
+            for kind in MOMENTS if moments else ():
+                put(parameter, moments[f"{kind}.{name}"].to(self._device, torch.float32), kind)
+        self._publish(tensors)
+
+    def _put_whole(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
+        master = self._whole()[id(parameter)]
+        (master.data if kind is None else self._adam.state[master][kind]).copy_(value)
+
+    def _put_flat(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
+        if kind is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+    def _put_piece(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
+        # safe_set_full_* cuts the value without the padding of the last rank's piece and fails where a size
+        # is not a multiple of the world (DeepSpeed 0.19.8, stage3.set_full_hp_param; API of DeepSpeed#4192).
+        size = cast(Any, parameter).ds_tensor.numel()
+        padded = functional.pad(value.flatten(), (0, size * self._world - value.numel()))
+        piece = padded.narrow(0, size * torch_dist.get_rank(), size)
+        if kind is None:
+            safe_set_local_fp32_param(parameter, piece)
+        else:
+            safe_set_local_optimizer_state(parameter, piece, kind)
+
+    def _publish(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies new masters into the weights the model computes with."""
+        parameters = [parameter for _, parameter in self._trainable]
+        if self._spec.zero < 3:
+            for name, parameter in self._trainable:
+                parameter.data.copy_(tensors[name])
+            return
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+            if torch_dist.get_rank() == 0:
+                for name, parameter in self._trainable:
+                    parameter.data.copy_(tensors[name])
+
+
+def prepare_process(device: torch.device) -> None:
+    """Makes DeepSpeed start quietly, without a launcher and without compiling anything.
+
+    Every workaround of its start-up stands here.
+    """
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise ValueError(
+            "engine.device: cpu with engine.kind: deepspeed needs a machine that shows no GPU. Use kind: local"
+        )
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # On CPUs it would compile a shared-memory all-reduce (minutes, and a compiler on every node) that only its
+    # inference calls. It looks in this table before building and says of it that edits persist.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Its engine reads this variable even where it was not launched (engine._configure_with_arguments).
+    os.environ.setdefault("LOCAL_RANK", str(dist.local_rank()))
+    if not torch_dist.is_initialized():
+        if dist.world_size() > 1:
+            dist.start()
+        else:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            store = torch_dist.HashStore()  # type: ignore[attr-defined]  # torch's stubs leave it out
+            torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)

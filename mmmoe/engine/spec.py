@@ -1,0 +1,86 @@
+"""How a stage is carried out: engine, optimiser, schedule, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mmmoe.config.spec import Spec
+
+
+class EngineSpec(Spec):
+    """DeepSpeed or plain torch, and on how many processes."""
+
+    kind: Literal["deepspeed", "local"] = "deepspeed"
+    processes: int = Field(default=1, ge=1)
+    """Processes that `mmmoe run` starts on this machine; a launcher's own world size wins."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads per process; by default the cores shared out among the processes."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """TCP port the processes of this machine meet on; by default a free one is taken."""
+    zero: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage of DeepSpeed."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 keeps float32 master weights in the optimiser."""
+    device: Literal["auto", "cpu"] = "auto"
+    deepspeed: dict[str, Any] = {}
+    """Further keys of DeepSpeed's JSON; a key that mmmoe sets itself is refused."""
+
+
+class RateRule(Spec):
+    """A learning rate for the parameters whose names match."""
+
+    match: str
+    """Glob over parameter names."""
+    lr: float = Field(gt=0)
+
+
+class OptimizerSpec(Spec):
+    """AdamW."""
+
+    lr: float = Field(gt=0)
+    rates: list[RateRule] = []
+    """Exceptions to `lr`; the first match counts, and one that matches nothing stops the run."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest global gradient norm."""
+
+
+class ScheduleSpec(Spec):
+    """Learning rate over a stage: linear warm-up, then the curve."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Share of the steps spent warming up."""
+    final_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Rate at the end, as a share of the peak."""
+
+
+class CheckpointSpec(Spec):
+    """When state is written; the end of a stage always is."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept while a stage runs."""
+
+
+class TrainingSpec(Spec):
+    """Length and size of a stage's training."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; give this or epochs."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the mixture, counted in samples of all its sources."""
+    batch: int = Field(ge=1)
+    """Samples of one optimiser step over all processes."""
+    micro_batch: int = Field(ge=1)
+    """Largest number of samples a process takes at once; the rest is gradient accumulation."""
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec = ScheduleSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    gradient_checkpointing: bool = False
+    seed: int = 0

@@ -1,0 +1,116 @@
+"""Benchmark files: one question a line, checked whole before anything is answered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmmoe.evaluation.spec import BenchmarkSpec
+from mmmoe.paths import resolve
+
+SHOWN_ERRORS = 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about at most one picture."""
+
+    id: str
+    """Unique within its benchmark."""
+    text: str
+    answer: str
+    image: Path | None = None
+    choices: tuple[str, ...] = ()
+    """The answer is one of them; empty for short answers."""
+    domain: str = "general"
+
+
+def load_questions(spec: BenchmarkSpec, limit: int | None = None) -> list[Question]:
+    """Returns the questions of a benchmark in file order, the first `limit` of them if that is given.
+
+    Raises:
+        ValueError: the file is missing or empty, or lines in it are wrong; every wrong line is counted and the
+            first twenty are named.
+    """
+    path = resolve(spec.file)
+    if not path.is_file():
+        raise ValueError(f"benchmark {spec.name!r}: no file at {path}; make it or correct `file`")
+    questions: list[Question] = []
+    errors: list[str] = []
+    first_line: dict[str, int] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            row, problems = _parse(line)
+            if not problems:
+                key = str(row["id"])
+                if key in first_line:
+                    problems.append(f"id {key!r} was already used in line {first_line[key]}; ids must differ")
+                first_line.setdefault(key, number)
+                problems += _check(row, spec, path.parent)
+            errors += [f"line {number}: {problem}" for problem in problems]
+            if not problems:
+                questions.append(_question(row, spec, path.parent))
+    if errors:
+        more = f"\n  and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+        raise ValueError(f"{path} has {len(errors)} errors:\n  " + "\n  ".join(errors[:SHOWN_ERRORS]) + more)
+    if not questions:
+        raise ValueError(f"benchmark {spec.name!r}: {path} holds no questions; write one JSON object a line")
+    return questions[:limit]
+
+
+def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
+    """Returns the line's object and what is wrong with its form."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return {}, [f"not JSON ({error.msg} at column {error.colno})"]
+    if not isinstance(row, dict):
+        return {}, [f"expected an object, got {type(row).__name__}"]
+    problems = [f"field {name!r} is missing" for name in ("id", "question", "answer") if name not in row]
+    for name in ("question", "answer", "image", "domain"):
+        value = row.get(name)
+        if value is not None and not isinstance(value, str):
+            problems.append(f"field {name!r} must be text, got {value!r}")
+    choices = row.get("choices")
+    if choices is not None and not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
+        problems.append(f"field 'choices' must be a list of texts, got {choices!r}")
+    return row, problems
+
+
+def _check(row: dict[str, Any], spec: BenchmarkSpec, folder: Path) -> list[str]:
+    """Returns what is wrong with the contents of a well-formed line."""
+    problems = []
+    image = row.get("image")
+    if image is not None and not (folder / image).is_file():
+        problems.append(f"no picture at {folder / image}; `image` is relative to the benchmark file's folder")
+    if image is None and "<image>" in row["question"]:
+        problems.append("the question holds <image> but `image` is null; name the picture or remove the mark")
+    if row["question"].count("<image>") > 1:
+        problems.append("the question holds <image> more than once; a question has one picture")
+    if not (row["answer"] or "").strip():
+        problems.append("the answer is empty")
+    choices = row.get("choices") or []
+    if spec.kind == "multiple_choice":
+        if len(choices) < 2:
+            problems.append(f"multiple_choice needs two choices or more, got {choices!r}")
+        elif row["answer"] not in choices:
+            problems.append(f"answer {row['answer']!r} is not among the choices {choices!r}")
+        if len(set(choices)) < len(choices):
+            problems.append(f"choices repeat: {choices!r}")
+    return problems
+
+
+def _question(row: dict[str, Any], spec: BenchmarkSpec, folder: Path) -> Question:
+    image = row.get("image")
+    return Question(
+        id=str(row["id"]),
+        text=row["question"],
+        answer=row["answer"],
+        image=None if image is None else folder / image,
+        choices=tuple(row.get("choices") or ()),
+        domain=row.get("domain") or spec.domain,
+    )

@@ -1,0 +1,198 @@
+"""The exam: every benchmark put to a subject, its questions split over the processes, answers and scores filed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mmmoe import dist
+from mmmoe.evaluation.metrics import chance, interval, is_correct, majority, normalise
+from mmmoe.evaluation.questions import Question, load_questions
+from mmmoe.evaluation.scores import ScoreRow, write_scores
+from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
+from mmmoe.evaluation.subject import Advance, Subject
+from mmmoe.log import console
+
+SCORES_FILE = "scores.json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of a benchmark's answer file."""
+
+    id: str
+    image: str | None
+    question: str
+    answer: str
+    prediction: str
+    correct: bool
+    choices: list[str]
+    scores: list[float | None]
+    """Log-likelihood of each choice; null where the answer did not fit the longest sequence."""
+    domain: str
+
+
+def evaluate_all(
+    trained: Subject, spec: EvaluationSpec, out_folder: Path, untrained: Callable[[], Subject] | None = None
+) -> list[ScoreRow]:
+    """Returns the rows of all variants the spec asks for: trained, blind and, when it can be built, untrained."""
+    rows = evaluate(trained, spec, out_folder, "trained")
+    if spec.blind:
+        rows += evaluate(trained, spec, out_folder, "blind", blind=True)
+    if spec.untrained and untrained is not None:
+        rows += evaluate(untrained(), spec, out_folder, "untrained")
+    return rows
+
+
+def evaluate(
+    subject: Subject, spec: EvaluationSpec, out_folder: Path, variant: str, *, blind: bool = False
+) -> list[ScoreRow]:
+    """Puts every benchmark to the subject; collective, the same rows come out on every process.
+
+    Writes `out_folder/<variant>/<benchmark>.jsonl` (one line an answer) and adds the rows to `out_folder/scores.json`.
+
+    Raises:
+        ValueError: a benchmark file is wrong; all benchmarks are read before the first question is answered.
+    """
+    exams = [(benchmark, load_questions(benchmark)) for benchmark in spec.benchmarks]
+    subject.batch = spec.batch
+    rows = []
+    with _progress() as progress:
+        for benchmark, questions in exams:
+            asked = questions[: spec.limit]
+            task = progress.add_task(f"{variant}: {benchmark.name}", total=len(_mine(asked)))
+
+            def advance(amount: float, task: Any = task) -> None:
+                progress.advance(task, amount)
+
+            started = time.perf_counter()
+            answers, prompts = _sit(subject, benchmark, asked, blind, advance)
+            seconds = time.perf_counter() - started
+            if dist.rank() == 0:
+                _write_answers(out_folder / variant / f"{benchmark.name}.jsonl", answers)
+            rows.append(
+                _row(
+                    variant,
+                    benchmark,
+                    asked,
+                    answers,
+                    prompt_hash=prompts,
+                    partial=len(asked) < len(questions),
+                    resamples=spec.bootstrap,
+                    seconds=seconds,
+                )
+            )
+    if dist.rank() == 0:
+        write_scores(out_folder / SCORES_FILE, rows)
+    dist.barrier()
+    return rows
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar with the time left, on the first process only."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} questions"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=dist.rank() != 0) as progress:
+        yield progress
+
+
+def _mine(questions: Sequence[Question]) -> list[Question]:
+    """Returns this process's part: a run of neighbours, which often share a picture."""
+    rank, world = dist.rank(), dist.world_size()
+    return list(questions[len(questions) * rank // world : len(questions) * (rank + 1) // world])
+
+
+def _sit(
+    subject: Subject, benchmark: BenchmarkSpec, questions: Sequence[Question], blind: bool, advance: Advance
+) -> tuple[list[Answer], str]:
+    """Returns the answers of all processes in question order, and the digest of all prompts."""
+    mine = _mine(questions)
+    if benchmark.kind == "multiple_choice":
+        scored = subject.score(mine, blind, advance)
+        answers = [_choose(question, scores) for question, scores in zip(mine, scored, strict=True)]
+    else:
+        texts = subject.generate(mine, benchmark.max_new_tokens, blind, advance)
+        answers = [_answer(question, text, []) for question, text in zip(mine, texts, strict=True)]
+    hashes = [subject.prompt_hash(question) for question in mine]
+    gathered = cast("list[tuple[list[Answer], list[str]]]", dist.gather_objects((answers, hashes)))
+    everything = [answer for part, _ in gathered for answer in part]
+    assert len(everything) == len(questions), "the process group must be joined (dist.start) before an evaluation"
+    prompts = "".join(digest for _, part in gathered for digest in part)
+    return everything, hashlib.sha256(prompts.encode()).hexdigest()[:12]
+
+
+def _choose(question: Question, scores: list[float]) -> Answer:
+    """Returns the most likely choice; none when no choice could be scored."""
+    best = max(range(len(scores)), key=scores.__getitem__)
+    prediction = question.choices[best] if math.isfinite(scores[best]) else ""
+    return _answer(question, prediction, scores)
+
+
+def _answer(question: Question, prediction: str, scores: list[float]) -> Answer:
+    # A choice is one of the listed texts or it is not; only free answers are compared after normalisation.
+    right = prediction == question.answer if scores else is_correct(prediction, question.answer)
+    return Answer(
+        id=question.id,
+        image=None if question.image is None else str(question.image),
+        question=question.text,
+        answer=question.answer,
+        prediction=prediction,
+        correct=right,
+        choices=list(question.choices),
+        scores=[score if math.isfinite(score) else None for score in scores],
+        domain=question.domain,
+    )
+
+
+def _write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(path)
+
+
+def _row(
+    variant: str,
+    benchmark: BenchmarkSpec,
+    questions: Sequence[Question],
+    answers: Sequence[Answer],
+    *,
+    prompt_hash: str,
+    partial: bool,
+    resamples: int,
+    seconds: float,
+) -> ScoreRow:
+    """Returns the score with what is needed to judge it."""
+    outcomes = [answer.correct for answer in answers]
+    low, high = interval(outcomes, resamples)
+    return ScoreRow(
+        variant=variant,
+        benchmark=benchmark.name,
+        domain=benchmark.domain,
+        kind=benchmark.kind,
+        n=len(answers),
+        score=sum(outcomes) / len(outcomes),
+        low=low,
+        high=high,
+        chance=chance(questions),
+        majority=majority(questions),
+        empty_share=sum(not normalise(answer.prediction) for answer in answers) / len(answers),
+        partial=partial,
+        prompt_hash=prompt_hash,
+        seconds=round(seconds, 3),
+    )

@@ -1,0 +1,45 @@
+"""What is measured: benchmarks as data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmmoe.config.spec import Spec
+
+
+class BenchmarkSpec(Spec):
+    """One list of questions in a JSON Lines file, and how its answers are judged."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Names its rows and its answer file."""
+    file: str
+    """JSON Lines: id, image, question, answer, and choices where there are any."""
+    kind: Literal["multiple_choice", "short_answer"]
+    """multiple_choice: the choice with the highest log-likelihood; short_answer: greedy generation, exact match."""
+    domain: str = "general"
+    max_new_tokens: int = Field(default=8, ge=1)
+    """Longest generated answer."""
+
+
+class EvaluationSpec(Spec):
+    """What `mmmoe eval` and the end of a run measure."""
+
+    benchmarks: list[BenchmarkSpec] = Field(min_length=1)
+    batch: int = Field(default=64, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    """First so many questions of each benchmark; the scores are then marked partial."""
+    blind: bool = True
+    """Also answer with the picture replaced by grey."""
+    untrained: bool = True
+    """Also score the model as it was before any image was seen (fresh connector)."""
+    bootstrap: int = Field(default=1000, ge=100)
+    """Resamples for the 95 % intervals."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> EvaluationSpec:
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"benchmark names must differ, got {names}")
+        return self

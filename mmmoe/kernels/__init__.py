@@ -1,0 +1,1 @@
+"""Tensor operations with one signature and several back ends; one folder an op."""

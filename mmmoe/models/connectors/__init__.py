@@ -1,0 +1,1 @@
+"""Modules that carry encoder features into the language model's width."""

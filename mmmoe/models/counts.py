@@ -1,0 +1,35 @@
+"""Parameter counts by part of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmmoe.models.keys import canonical
+
+# A component of a parameter's name that marks an adapter -> the part it is counted under.
+ADAPTERS = {"lora": "lora", "experts": "experts", "router": "routers"}
+
+
+@dataclass(frozen=True)
+class PartCount:
+    """Parameters of one part."""
+
+    part: str
+    total: int
+    trainable: int
+
+
+def parameter_table(model: nn.Module) -> list[PartCount]:
+    """Returns one row a part: the model's children, then LoRA, experts and routers. Shared tensors count once."""
+    totals: dict[str, list[int]] = {name: [0, 0] for name, _ in model.named_children()}
+    for name, parameter in model.named_parameters():
+        pieces = canonical(name).split(".")
+        marks = [ADAPTERS[piece] for piece in pieces if piece in ADAPTERS]
+        row = totals.setdefault(marks[0] if marks else pieces[0], [0, 0])
+        # DeepSpeed's third stage leaves an empty tensor and notes the size on it.
+        size = int(getattr(parameter, "ds_numel", parameter.numel()))
+        row[0] += size
+        row[1] += size if parameter.requires_grad else 0
+    return [PartCount(part, total, trainable) for part, (total, trainable) in totals.items()]

@@ -1,0 +1,216 @@
+"""LLaVA-MoLE (arXiv 2401.16160): LLaVA-1.5 whose feed-forward blocks carry routed LoRA experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmmoe.models.connectors.bounds import ImageBounds
+from mmmoe.models.lora.balance import balance_layers, balance_terms, masked_sums, routing_statistics, stack_rows
+from mmmoe.models.lora.inject import inject
+from mmmoe.models.lora.router import RoutingRow, RoutingTape
+from mmmoe.models.output import ModelOutput
+from mmmoe.models.spec import AdapterSpec, BalanceSpec, MoLESpec
+from mmmoe.models.splice import Splice, splice
+from mmmoe.models.targets import target_nll
+from mmmoe.models.towers.tower import Tower
+
+
+class LlavaMole(nn.Module):
+    """Tower, connector, image bounds and language model; `add_adapters` makes it a LLaVA-MoLE."""
+
+    def __init__(
+        self, tower: Tower, connector: nn.Module, bounds: ImageBounds | None, language: nn.Module, max_positions: int
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        self.connector = connector
+        self.bounds = bounds
+        self.language: Any = language
+        self.max_positions = max_positions
+        self.adapters: list[AdapterSpec] = []
+        self.balance = BalanceSpec(kind="none")
+        self.tape: RoutingTape | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        device: torch.device = next(self.language.parameters()).device
+        return device
+
+    def add_adapters(self, specs: list[AdapterSpec]) -> None:
+        """Puts adapters in; what is there already stays."""
+        for spec in specs:
+            if isinstance(spec, MoLESpec) and self.tape is not None:
+                raise ValueError("the model has routed experts already; give one mole adapter all its sites")
+            tape = inject(self, spec)
+            if isinstance(spec, MoLESpec):
+                self.tape, self.balance = tape, spec.balance
+            self.adapters.append(spec)
+
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        """Recomputes each decoder layer in the backward pass instead of keeping its activations."""
+        # transformers renamed these two in 5.2x and warns at the old names.
+        prefix = "activation" if hasattr(self.language, "activation_checkpointing_enable") else "gradient"
+        if enabled:
+            getattr(self.language, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+        else:
+            getattr(self.language, f"{prefix}_checkpointing_disable")()
+
+    @torch.no_grad()
+    def encode_images(self, pixels_ICHW: Tensor) -> Tensor:
+        """Returns the frozen tower's features (I, P, C)."""
+        features_IPC: Tensor = self.tower(pixels_ICHW)
+        return features_IPC
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        labels_BT: Tensor | None = None,
+        pixels_ICHW: Tensor | None = None,
+        features_IPC: Tensor | None = None,
+    ) -> ModelOutput:
+        """Returns per-sample losses. Ids hold IMAGE_ID where an image goes; images come as pixels or as features.
+
+        A batch without images or without samples runs through every trained part all the same, with weight zero, so
+        that processes stay in step when parameters are sharded.
+        """
+        num_samples = input_ids_BT.shape[0]
+        if num_samples == 0:
+            input_ids_BT = input_ids_BT.new_zeros(1, 2)
+            attention_mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
+            labels_BT = None
+        spliced = self._splice(input_ids_BT, attention_mask_BT, labels_BT, pixels_ICHW, features_IPC)
+        if self.tape is None:
+            hidden_BTD, rows = self._decode(spliced), {}
+        else:
+            with self.tape.recording() as rows:
+                hidden_BTD = self._decode(spliced)
+        nll_B, num_targets_B = target_nll(hidden_BTD, spliced.labels_BT, self.language.get_output_embeddings())
+        output = ModelOutput(nll_B, num_targets_B)
+        if self.tape is not None:
+            output = self._with_routing(output, self.tape, rows, spliced.mask_BT)
+        return output if num_samples else _without_samples(output)
+
+    @torch.no_grad()
+    def logits(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        pixels_ICHW: Tensor | None = None,
+        features_IPC: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the logits (B, T, V) of every spliced position."""
+        spliced = self._splice(input_ids_BT, attention_mask_BT, None, pixels_ICHW, features_IPC)
+        logits_BTV: Tensor = self.language.get_output_embeddings()(self._decode(spliced))
+        return logits_BTV
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        pixels_ICHW: Tensor | None = None,
+        features_IPC: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        eos_id: int | None,
+        pad_id: int = 0,
+    ) -> list[list[int]]:
+        """Returns the greedy continuation of each row, without the end token."""
+        was_training = self.training
+        self.eval()
+        try:
+            spliced = self._splice(input_ids_BT, attention_mask_BT, None, pixels_ICHW, features_IPC, left=True)
+            return self._continue(spliced, max_new_tokens, eos_id, pad_id)
+        finally:
+            self.train(was_training)
+
+    def _splice(
+        self,
+        input_ids_BT: Tensor,
+        mask_BT: Tensor,
+        labels_BT: Tensor | None,
+        pixels_ICHW: Tensor | None,
+        features_IPC: Tensor | None,
+        left: bool = False,
+    ) -> Splice:
+        mask_BT = mask_BT.bool()
+        embed = self.language.get_input_embeddings()
+        text_BTD = embed(input_ids_BT.masked_fill(~mask_BT | (input_ids_BT < 0), 0))
+        if features_IPC is None and pixels_ICHW is not None and pixels_ICHW.shape[0]:
+            features_IPC = self.encode_images(pixels_ICHW)
+        if features_IPC is not None and features_IPC.shape[0]:
+            tokens_IPD = self._image_tokens(features_IPC)
+        else:
+            unseen = text_BTD.new_zeros(1, self.tower.num_tokens, self.tower.channels, dtype=torch.float32)
+            untouched_1PD = self._image_tokens(unseen).to(text_BTD.dtype) * 0.0
+            text_BTD = text_BTD + untouched_1PD.sum()
+            tokens_IPD = untouched_1PD[:0]
+        return splice(
+            text_BTD, input_ids_BT, mask_BT, tokens_IPD, labels_BT, max_positions=self.max_positions, left=left
+        )
+
+    def _image_tokens(self, features_IPC: Tensor) -> Tensor:
+        tokens_IPD: Tensor = self.connector(features_IPC)
+        return tokens_IPD if self.bounds is None else self.bounds(tokens_IPD)
+
+    def _decode(self, spliced: Splice) -> Tensor:
+        result = self.language.get_decoder()(
+            inputs_embeds=spliced.embeddings_BTD,
+            attention_mask=spliced.mask_BT,
+            position_ids=spliced.position_BT,
+            use_cache=False,
+        )
+        hidden_BTD: Tensor = result.last_hidden_state
+        return hidden_BTD
+
+    def _with_routing(
+        self, output: ModelOutput, tape: RoutingTape, rows: dict[int, RoutingRow], mask_BT: Tensor
+    ) -> ModelOutput:
+        probability_LBTE, choice_LBTE = stack_rows(rows)
+        probability_BLE, load_BLE = masked_sums(probability_LBTE, choice_LBTE, mask_BT)
+        auxiliary, layers, weights = {}, {}, {}
+        if self.balance.kind != "none":
+            sums = (probability_BLE, load_BLE, mask_BT.sum(1))
+            auxiliary["balance"] = balance_terms(*sums, self.balance)
+            layers["balance"] = balance_layers(*sums).detach()
+            weights["balance"] = self.balance.weight
+        routing = routing_statistics(tape.layers, probability_LBTE, probability_BLE, load_BLE, mask_BT)
+        return ModelOutput(output.nll_B, output.num_targets_B, auxiliary, layers, weights, routing)
+
+    def _continue(self, prompt: Splice, max_new_tokens: int, eos_id: int | None, pad_id: int) -> list[list[int]]:
+        decoder, head = self.language.get_decoder(), self.language.get_output_embeddings()
+        embed = self.language.get_input_embeddings()
+        embeddings_BTD, mask_BT = prompt.embeddings_BTD, prompt.mask_BT
+        position_B1 = mask_BT.sum(1, keepdim=True)
+        position_BT, cache = prompt.position_BT, None
+        finished_B = torch.zeros(mask_BT.shape[0], dtype=torch.bool, device=mask_BT.device)
+        chosen: list[Tensor] = []
+        for _ in range(max_new_tokens):
+            result = decoder(
+                inputs_embeds=embeddings_BTD, attention_mask=mask_BT, position_ids=position_BT,
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+            cache = result.past_key_values
+            token_B = head(result.last_hidden_state[:, -1]).argmax(dim=-1).masked_fill(finished_B, pad_id)
+            chosen.append(token_B)
+            if eos_id is not None:
+                finished_B = finished_B | (token_B == eos_id)
+                if bool(finished_B.all()):
+                    break
+            embeddings_BTD, position_BT = embed(token_B)[:, None], position_B1
+            position_B1 = position_B1 + 1
+            mask_BT = F.pad(mask_BT, (0, 1), value=True)
+        rows: list[list[int]] = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in range(len(finished_B))]
+        return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+
+
+def _without_samples(output: ModelOutput) -> ModelOutput:
+    """Returns the output of a batch of no samples, still connected to every parameter."""
+    auxiliary = {name: term_B[:0] for name, term_B in output.auxiliary.items()}
+    return ModelOutput(output.nll_B[:0], output.num_targets_B[:0], auxiliary, {}, output.weights)

@@ -1,0 +1,91 @@
+"""Causal language models of Hugging Face: from a local folder, or fresh from a configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mmmoe.models.spec import PretrainedLanguage, ScratchLanguage
+from mmmoe.paths import resolve
+
+
+def build_language(spec: PretrainedLanguage | ScratchLanguage, *, meta: bool = False) -> nn.Module:
+    """Returns the language model; on the meta device it is built from the declared fields and reads no weights.
+
+    Raises:
+        ValueError: for a missing folder, missing weights, or a folder that is not what `config` declares.
+    """
+    if isinstance(spec, ScratchLanguage):
+        return _fresh(spec.config, torch.float32)
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if meta:
+        return _fresh(spec.config or _folder_config(resolve(spec.path)), dtype)
+    return _pretrained(spec, dtype)
+
+
+def _fresh(fields: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    fields = dict(fields)
+    model_type = fields.pop("model_type")
+    try:
+        config = AutoConfig.for_model(model_type, **fields)
+    except ValueError as error:
+        raise ValueError(f"language.config.model_type {model_type!r} is not known to transformers") from error
+    plain = AutoConfig.for_model(model_type)
+    unknown = sorted(key for key in fields if not hasattr(plain, key) and not key.startswith("rope_"))
+    if unknown:
+        raise ValueError(f"language.config has fields that {model_type} does not know: {unknown}")
+    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return model
+
+
+def _pretrained(spec: PretrainedLanguage, dtype: torch.dtype) -> nn.Module:
+    folder = resolve(spec.path)
+    found = _folder_config(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"language.path {folder} has no *.safetensors file; convert the weights to safetensors first")
+    if spec.config is not None:
+        _compare(folder, spec.config, found)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa",
+        output_loading_info=True,
+    )  # fmt: skip
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"the weights in {folder} lack {len(missing)} tensors, the first are {missing[:5]}")
+    result: nn.Module = model
+    return result
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not folder.is_dir():
+        raise ValueError(
+            f"language.path {folder} is no folder; put the Hugging Face model there (nothing is downloaded)"
+        )
+    if not file.is_file():
+        raise ValueError(f"language.path {folder} has no config.json; it is not a Hugging Face model folder")
+    fields: dict[str, Any] = json.loads(file.read_text())
+    return fields
+
+
+def _compare(folder: Path, declared: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuses a folder whose configuration is not the declared one, so that a plan tells the truth."""
+    want, have = _complete(declared), _complete(found)
+    # transformers 5 gathers rope_theta and its kin in one field.
+    keys = dict.fromkeys("rope_parameters" if key.startswith("rope_") else key for key in declared)
+    differing = [
+        f"{key}: declared {want.get(key)!r}, found {have.get(key)!r}" for key in keys if want.get(key) != have.get(key)
+    ]
+    if differing:
+        raise ValueError(f"{folder / 'config.json'} differs from language.config: " + "; ".join(differing))
+
+
+def _complete(fields: dict[str, Any]) -> dict[str, Any]:
+    rest = {key: value for key, value in fields.items() if key != "model_type"}
+    config: dict[str, Any] = AutoConfig.for_model(fields["model_type"], **rest).to_dict()
+    return config

@@ -1,0 +1,1 @@
+"""The adapter grammar shared by all families: experts, router, layer, balance, inject."""

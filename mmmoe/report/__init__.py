@@ -1,0 +1,1 @@
+"""Reports: plots and one offline page, read from the files of a run."""

@@ -1,0 +1,162 @@
+"""The conflict experiment written up: what a second domain does to the score of each variant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mmmoe.report.bars import Bar, grouped_bars
+from mmmoe.report.theme import LIGHT, png, styled
+
+NAME = "experiment"
+
+
+@dataclass(frozen=True)
+class ExperimentRow:
+    """One run's score on one benchmark."""
+
+    variant: str
+    """Adapters and data of the run, for example `plain LoRA on the mix`."""
+    benchmark: str
+    domain: str
+    n: int
+    score: float
+    low: float
+    high: float
+    chance: float
+    majority: float
+    partial: bool = False
+    seed: int | None = None
+    """Tells runs of one variant apart."""
+
+    @classmethod
+    def of(cls, variant: str, score: Any, seed: int | None = None) -> ExperimentRow:
+        """Returns the row of a variant from an evaluation's score row, which has the fields of the same names."""
+        taken = {
+            field.name: getattr(score, field.name) for field in fields(cls) if field.name not in ("variant", "seed")
+        }
+        return cls(variant=variant, seed=seed, **taken)
+
+
+def write_experiment(folder: Path, rows: Sequence[ExperimentRow]) -> Path:
+    """Writes `experiment.md`, `experiment.json` and `experiment.png` into `folder`; returns the Markdown file.
+
+    Args:
+        folder: made if missing.
+        rows: in the order they are to be compared: the first variant is the one without conflict. Rows of the same
+            variant and benchmark are runs with different seeds.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    bars = _bars(rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    with styled(LIGHT):
+        (folder / f"{NAME}.png").write_bytes(png(grouped_bars(bars, LIGHT)))
+    record = {"rows": [asdict(row) for row in rows], "findings": _findings(bars)}
+    (folder / f"{NAME}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    page = folder / f"{NAME}.md"
+    page.write_text(_markdown(rows, bars), encoding="utf-8")
+    return page
+
+
+def _bars(rows: Sequence[ExperimentRow]) -> list[Bar]:
+    """Returns a bar a variant and benchmark: the mean over seeds, and an interval that spans those of all seeds."""
+    if not rows:
+        raise ValueError("the experiment has no score rows; evaluate its runs first")
+    per_domain: dict[str, set[str]] = {}
+    for row in rows:
+        per_domain.setdefault(row.domain, set()).add(row.benchmark)
+    bars = []
+    seeds: dict[tuple[str, str, str], list[ExperimentRow]] = {}
+    for row in rows:
+        seeds.setdefault((row.variant, row.benchmark, row.domain), []).append(row)
+    for (variant, benchmark, domain), runs in seeds.items():
+        scores = [row.score for row in runs]
+        bars.append(
+            Bar(
+                group=domain if len(per_domain[domain]) == 1 else f"{domain}: {benchmark}",
+                series=variant,
+                score=sum(scores) / len(scores),
+                low=min(row.low for row in runs),
+                high=max(row.high for row in runs),
+                chance=runs[0].chance,
+                majority=runs[0].majority,
+                points=tuple(scores) if len(scores) > 1 else (),
+            )
+        )
+    return bars
+
+
+def _findings(bars: Sequence[Bar]) -> list[dict[str, Any]]:
+    """Returns, for each group, how every later variant differs from the first one."""
+    findings = []
+    for group in dict.fromkeys(bar.group for bar in bars):
+        first, *others = [bar for bar in bars if bar.group == group]
+        for bar in others:
+            findings.append(
+                {
+                    "group": group,
+                    "variant": bar.series,
+                    "against": first.series,
+                    "difference": bar.score - first.score,
+                    "intervals_overlap": bar.low <= first.high and first.low <= bar.high,
+                }
+            )
+    return findings
+
+
+def _markdown(rows: Sequence[ExperimentRow], bars: Sequence[Bar]) -> str:
+    groups = list(dict.fromkeys(bar.group for bar in bars))
+    series = list(dict.fromkeys(bar.series for bar in bars))
+    by_key = {(bar.series, bar.group): bar for bar in bars}
+    lines = [
+        "# Conflict experiment",
+        "",
+        "Right answers in % (95 % interval), by domain of the questions.",
+        "",
+        "| variant | " + " | ".join(_cell(group) for group in groups) + " |",
+        "|---|" + "---:|" * len(groups),
+    ]
+    for name in series:
+        cells = [_score(by_key.get((name, group))) for group in groups]
+        lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
+    for label in ("chance", "majority"):
+        first = [next(bar for bar in bars if bar.group == group) for group in groups]
+        lines.append(f"| {label} | " + " | ".join(f"{100 * getattr(bar, label):.1f}" for bar in first) + " |")
+    lines += ["", f"![Score by domain for each variant]({NAME}.png)", "", "## Reading", ""]
+    lines += [f"- {_sentence(finding)}" for finding in _findings(bars)]
+    lines += ["", _footnote(rows, bars), ""]
+    return "\n".join(lines)
+
+
+def _score(bar: Bar | None) -> str:
+    return "–" if bar is None else f"{100 * bar.score:.1f} ({100 * bar.low:.1f} to {100 * bar.high:.1f})"
+
+
+def _sentence(finding: Mapping[str, Any]) -> str:
+    points = 100 * finding["difference"]
+    how = "above" if points >= 0 else "below"
+    sure = "the intervals overlap" if finding["intervals_overlap"] else "the intervals do not overlap"
+    return (
+        f"{_cell(finding['group'])}: {_cell(finding['variant'])} is {abs(points):.1f} points {how} "
+        f"{_cell(finding['against'])}; {sure}."
+    )
+
+
+def _footnote(rows: Sequence[ExperimentRow], bars: Sequence[Bar]) -> str:
+    counts = sorted({row.n for row in rows})
+    questions = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    note = f"Each score is taken on {questions} questions."
+    if any(bar.points for bar in bars):
+        note += " Scores are means over seeds (dots in the plot); an interval spans those of all its seeds."
+    if any(row.partial for row in rows):
+        note += " Some scores are partial: a limit left questions out."
+    return note
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")

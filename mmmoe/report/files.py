@@ -1,0 +1,115 @@
+"""What a run folder holds, read as plain data; anything missing is simply absent from the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageLog:
+    """One stage's metrics, a row a step."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Returns (steps, values) of a number that some or all rows have."""
+        kept = [row for row in self.rows if isinstance(row.get(key), int | float)]
+        return [int(row["step"]) for row in kept], [float(row[key]) for row in kept]
+
+    def series_of(self, key: str) -> dict[str, tuple[list[int], list[float]]]:
+        """Returns (steps, values) by name for an entry that is a table of numbers, or a list with one a layer."""
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for row in self.rows:
+            entry = row.get(key) or {}
+            if isinstance(entry, list):
+                entry = {f"layer {at}": value for at, value in enumerate(entry)}
+            for name, value in entry.items():
+                if isinstance(value, int | float):
+                    steps, values = found.setdefault(name, ([], []))
+                    steps.append(int(row["step"]))
+                    values.append(float(value))
+        return found
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything a report is made of."""
+
+    folder: Path
+    name: str
+    stages: tuple[StageLog, ...] = ()
+    scores: tuple[Row, ...] = ()
+    answers: dict[tuple[str, str], tuple[Row, ...]] = field(default_factory=dict)
+    """Answer rows by (variant, benchmark)."""
+    spec_text: str = ""
+    ledger: tuple[Row, ...] = ()
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Returns what is in a run folder.
+
+    Raises:
+        ValueError: there is no such folder, or it holds neither stages nor scores.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no run folder at {folder}; name the folder that `mmmoe run` made")
+    spec_text = (folder / "spec.yaml").read_text(encoding="utf-8") if (folder / "spec.yaml").is_file() else ""
+    spec = yaml.safe_load(spec_text) if spec_text else None
+    spec = spec if isinstance(spec, dict) else {}
+    scores_file = folder / "evaluation" / "scores.json"
+    scores = json.loads(scores_file.read_text(encoding="utf-8")) if scores_file.is_file() else []
+    stages = _read_stages(folder, [str(stage.get("name")) for stage in spec.get("stages") or []])
+    if not stages and not scores:
+        raise ValueError(f"{folder} has no stages/*/metrics.jsonl and no evaluation/scores.json: nothing to report yet")
+    answers = {(row["variant"], row["benchmark"]): _read_answers(folder, row) for row in scores}
+    return RunFiles(
+        folder=folder,
+        name=str(spec.get("name") or folder.resolve().name),
+        stages=stages,
+        scores=tuple(scores),
+        answers=answers,
+        spec_text=spec_text,
+        ledger=read_lines(folder / "ledger.jsonl"),
+    )
+
+
+def read_lines(path: Path) -> tuple[Row, ...]:
+    """Returns the objects of a JSON Lines file; a line that a killed process left half-written is passed over."""
+    if not path.is_file():
+        return ()
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return tuple(rows)
+
+
+def _read_stages(folder: Path, declared: list[str]) -> tuple[StageLog, ...]:
+    """Returns the stages that have metrics, in the order the spec declares them."""
+    found = {path.parent.name: path for path in sorted(folder.glob("stages/*/metrics.jsonl"))}
+    order = [name for name in declared if name in found] + [name for name in found if name not in declared]
+    logs = []
+    for name in order:
+        rows = tuple(row for row in read_lines(found[name]) if isinstance(row.get("step"), int))
+        if rows:
+            logs.append(StageLog(name, rows))
+    return tuple(logs)
+
+
+def _read_answers(folder: Path, row: Row) -> tuple[Row, ...]:
+    root = (folder / "evaluation").resolve()
+    path = (root / str(row["variant"]) / f"{row['benchmark']}.jsonl").resolve()
+    # Names come from a file: they must not lead out of the run folder.
+    return read_lines(path) if path.is_relative_to(root) else ()

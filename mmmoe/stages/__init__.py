@@ -1,0 +1,1 @@
+"""Stages: what a run is made of, and how one stage is carried out."""

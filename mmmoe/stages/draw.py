@@ -1,0 +1,86 @@
+"""Where a stage's batches come from: sources opened, pictures encoded once if it asks for that, order fixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from mmmoe import dist, paths
+from mmmoe.data.dataset import Dataset, Source, open_sources, with_features
+from mmmoe.data.features import encode_missing
+from mmmoe.data.loader import StepLoader
+from mmmoe.data.mixture import order_of
+from mmmoe.data.quarantine import Quarantine
+from mmmoe.data.template import Template, load_tokenizer
+from mmmoe.data.transforms import ImageTransform
+from mmmoe.log import console
+from mmmoe.models.families.llava_mole import LlavaMole
+from mmmoe.models.spec import ModelSpec, PretrainedLanguage
+from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.plan import total_steps
+from mmmoe.stages.spec import RunSpec, StageSpec
+
+
+def draw(run: RunSpec, stage: StageSpec, model: LlavaMole, folder: RunFolder) -> StepLoader:
+    """Returns this process's micro-batches by step; collective when pictures have to be encoded first."""
+    sources = open_sources(stage.mixture)
+    transform = transform_of(model)
+    if stage.encode_once:
+        sources = with_features(sources, Path(run.cache) / "features", model.tower.key)
+        encode(model, sources, transform)
+    template = Template(stage.template, load_tokenizer(paths.resolve(tokenizer_folder(run.model))))
+    here = folder.stage(stage.name)
+    dataset = Dataset(sources, template, transform, Quarantine(here, stage.mixture.bad_samples, dist.rank()))
+    return StepLoader(
+        dataset,
+        order_of(stage.mixture, dataset.sizes),
+        stage.training.batch,
+        stage.training.micro_batch,
+        dist.rank(),
+        dist.world_size(),
+        total_steps=total_steps(stage),
+    )
+
+
+def transform_of(model: LlavaMole) -> ImageTransform:
+    """Returns what turns picture files into the model's pixels."""
+    tower = model.tower
+    return ImageTransform(tower.image_size, tower.mean, tower.std, tower.fit)
+
+
+def tokenizer_folder(spec: ModelSpec) -> str:
+    """Returns the folder a model's tokenizer stands in."""
+    language = spec.language
+    return language.tokenizer or (language.path if isinstance(language, PretrainedLanguage) else "")
+
+
+def encode(model: LlavaMole, sources: list[Source], transform: ImageTransform) -> None:
+    """Runs the frozen tower over every picture whose features are not on disk yet; collective."""
+    device = dist.device()
+    model.tower.to(device)
+
+    def features(pixels_ICHW: Tensor) -> Tensor:
+        return model.encode_images(pixels_ICHW.to(device))
+
+    stores = [source.features for source in sources if source.features is not None]
+    waiting = sum(part.stop - part.start for store in stores for part in store.missing())
+    dist.barrier()
+    if waiting:
+        columns = (TextColumn("encoding pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=dist.rank() != 0) as progress:
+            task = progress.add_task("", total=waiting)
+            for store in stores:
+                encode_missing(
+                    store,
+                    features,
+                    transform,
+                    rank=dist.rank(),
+                    world=dist.world_size(),
+                    on_images=lambda count: progress.advance(task, count * dist.world_size()),
+                )
+    dist.barrier()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

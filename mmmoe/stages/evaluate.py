@@ -1,0 +1,90 @@
+"""Puts a run's trained model to its benchmarks, and the model before it saw any picture beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mmmoe import dist, paths
+from mmmoe.data.template import Template, load_tokenizer
+from mmmoe.evaluation.runner import evaluate_all
+from mmmoe.evaluation.scores import ScoreRow
+from mmmoe.evaluation.spec import EvaluationSpec
+from mmmoe.evaluation.subject import Subject
+from mmmoe.evaluation.table import score_table
+from mmmoe.log import console
+from mmmoe.models.build import add_adapters, build_model
+from mmmoe.models.families.llava_mole import LlavaMole
+from mmmoe.models.keys import canonical
+from mmmoe.stages.draw import tokenizer_folder, transform_of
+from mmmoe.stages.handover import Heritage, rebuild
+from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.spec import RunSpec
+
+EVALUATION = "evaluation"
+
+
+def evaluate_run(spec: RunSpec, folder: RunFolder) -> list[ScoreRow]:
+    """Evaluates the last stage of a run, unless that is done; collective."""
+    assert spec.evaluation is not None
+    if any(event["event"] == "evaluated" for event in folder.events()):
+        return []
+    dist.barrier()
+    final = folder.final(spec.stages[-1].name)
+    rows = evaluate_checkpoint(final, spec.evaluation, folder.path / EVALUATION, Path(spec.cache))
+    if dist.rank() == 0:
+        folder.record("evaluated", checkpoint=str(final))
+    return rows
+
+
+def evaluate_checkpoint(final: Path, spec: EvaluationSpec, out: Path, cache: Path) -> list[ScoreRow]:
+    """Evaluates a finished stage's folder; collective."""
+    model, heritage = rebuild(final)
+    trained = subject_of(model, heritage, cache)
+    rows = evaluate_all(trained, spec, out, lambda: subject_of(_before_pictures(heritage), heritage, cache))
+    if dist.rank() == 0:
+        console.print(score_table(rows))
+    return rows
+
+
+def evaluate_again(path: Path, overrides: list[str]) -> None:
+    """Evaluates a run folder, or a finished stage's folder inside one, anew.
+
+    Raises:
+        ValueError: when the folder is neither, or the run declares no evaluation.
+    """
+    run_path = path.parent.parent.parent if (path / "manifest.json").is_file() else path
+    folder = RunFolder.open(run_path)
+    spec = folder.spec(overrides)
+    if spec.evaluation is None:
+        raise ValueError(f"{run_path} declares no evaluation; add one, e.g. evaluation.base in its configuration")
+    final = path if path != run_path else folder.final(spec.stages[-1].name)
+    if not (final / "manifest.json").is_file():
+        raise ValueError(f"{final} is not finished; go on with `mmmoe resume {run_path}`")
+    dist.start()
+    out = run_path / EVALUATION if path == run_path else path.parent / EVALUATION
+    evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
+    dist.stop()
+
+
+def subject_of(model: LlavaMole, heritage: Heritage, cache: Path) -> Subject:
+    """Returns a model ready to be asked, as its last stage was taught to answer."""
+    device = dist.device()
+    template = Template(heritage.template, load_tokenizer(paths.resolve(tokenizer_folder(heritage.model))))
+    return Subject(model.to(device).eval(), template, transform_of(model), device, cache=cache / "pictures")
+
+
+def _before_pictures(heritage: Heritage) -> LlavaMole:
+    """Returns the model with its trained language weights but a fresh connector and fresh adapters."""
+    model = build_model(heritage.model, heritage.seed)
+    add_adapters(model, heritage.adapters, heritage.seed)
+    own = {canonical(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    adapters = (".lora.", ".experts.", ".router.")
+    with torch.no_grad():
+        for name, tensor in heritage.checkpoint.tensors.items():
+            if name.startswith("language.") and not any(part in name for part in adapters):
+                own[name].data.copy_(tensor)
+    return model
+
+

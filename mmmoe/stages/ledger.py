@@ -1,0 +1,116 @@
+"""The ledger of a run folder: which stages are done, from what, and what happened; append-only JSON Lines."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from mmmoe.config.load import dump, load
+from mmmoe.stages.spec import RunSpec
+
+SPEC_FILE = "spec.yaml"
+LEDGER_FILE = "ledger.jsonl"
+
+
+class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it
+    """A run ended before its last step because it was asked to; its state is saved."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        super().__init__(f"stopped as asked in stage {stage} after step {step}; the state is saved")
+        self.stage, self.step = stage, step
+
+
+class RunFolder:
+    """The files of one run, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, spec: RunSpec, path: Path | None = None) -> RunFolder:
+        """Makes a run folder and writes the resolved spec into it; never touches an existing one.
+
+        Raises:
+            ValueError: when `path` is given and already holds something.
+        """
+        if path is None:
+            path = _free_name(Path(spec.runs), spec.name)
+        elif path.exists() and any(path.iterdir()):
+            raise ValueError(f"{path} exists and is not empty; continue it with `mmmoe resume {path}` or name another")
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        (path / SPEC_FILE).write_text(dump(spec), encoding="utf-8")
+        folder.record("created", name=spec.name)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Returns an existing run folder.
+
+        Raises:
+            ValueError: when the folder is no run's.
+        """
+        if not (path / SPEC_FILE).is_file() or not (path / LEDGER_FILE).is_file():
+            raise ValueError(f"{path} is not a run folder: it has no {SPEC_FILE} and {LEDGER_FILE}; see `ls runs`")
+        return cls(path)
+
+    def spec(self, overrides: list[str] | None = None) -> RunSpec:
+        """Returns the run's resolved spec, with overrides on top."""
+        return load(self.path / SPEC_FILE, RunSpec, overrides)
+
+    def stage(self, name: str) -> Path:
+        """Returns the folder of a stage."""
+        return self.path / "stages" / name
+
+    def final(self, name: str) -> Path:
+        """Returns where a finished stage's checkpoint stands."""
+        return self.stage(name) / "final"
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Appends an event and makes sure that it is on disk."""
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields}) + "\n"
+        with (self.path / LEDGER_FILE).open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Returns all events; a last line cut short by a crash is left out."""
+        events = []
+        for line in (self.path / LEDGER_FILE).read_text(encoding="utf-8").splitlines():
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return events
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Returns the finishing event of every finished stage, by name."""
+        return {e["stage"]: e for e in self.events() if e["event"] == "stage_done"}
+
+    def lock(self) -> IO[str]:
+        """Holds the folder for this process; the lock goes with the returned file.
+
+        Raises:
+            ValueError: when another process holds it.
+        """
+        file = (self.path / ".lock").open("w", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(f"{self.path} is in use by another run; wait for it or stop it first") from None
+        return file
+
+
+def _free_name(parent: Path, name: str) -> Path:
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        if not path.exists():
+            return path
+        number += 1

@@ -1,0 +1,125 @@
+"""Watches a stage: one line of metrics a step, a checkpoint when one is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmmoe import dist
+from mmmoe.data.collate import Batch
+from mmmoe.engine.metrics import MetricsFile, peak_memory_mb
+from mmmoe.engine.protocol import StepRecord, TrainingBatch, TrainingOutput
+from mmmoe.models.output import ModelOutput, RoutingStatistics
+
+
+class StageObserver:
+    """Adds up the micro-batches of a step over all processes and writes the line on the first.
+
+    The line has the loss by source, the balance by layer and the expert load by domain. The sums are taken by one
+    all-reduce a step: a few hundred numbers, whatever the batch.
+    """
+
+    def __init__(
+        self, metrics: MetricsFile | None, sources: list[str], domains: list[str], save: Callable[[int], None], every: int
+    ) -> None:
+        """Begins a stage.
+
+        Args:
+            metrics: The file to write; None on all processes but the first.
+            sources: Names of the mixture's sources.
+            domains: Their domain tags, each once.
+            save: Writes the state after so many steps; collective.
+            every: Steps between two saves.
+        """
+        self._metrics = metrics
+        self._save, self._every = save, every
+        self._sources = sources
+        self._domains = domains
+        self._clear()
+
+    def _clear(self) -> None:
+        sources = len(self._sources)
+        self._nll_S = torch.zeros(sources, dtype=torch.float64)
+        self._targets_S = torch.zeros(sources, dtype=torch.float64)
+        self._samples = 0.0
+        self._auxiliary: dict[str, Tensor] = {}
+        self._layers: tuple[str, ...] = ()
+        self._load: Tensor | None = None
+        self._entropy: Tensor | None = None
+
+    def should_save(self, step: int) -> bool:
+        """Says whether a checkpoint is due."""
+        return step % self._every == 0
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint."""
+        self._save(step)
+
+    def on_batch(self, batch: TrainingBatch, output: TrainingOutput) -> None:
+        """Adds one micro-batch of this process."""
+        assert isinstance(batch, Batch)
+        assert isinstance(output, ModelOutput)
+        source_B = batch.source_B.cpu()
+        self._nll_S.index_add_(0, source_B, output.nll_B.detach().double().cpu())
+        self._targets_S.index_add_(0, source_B, output.num_targets_B.double().cpu())
+        self._samples += float(batch.num_samples)
+        for name, term_BL in output.auxiliary_layers.items():
+            sum_L = term_BL.double().sum(0).cpu()
+            self._auxiliary[name] = self._auxiliary.get(name, torch.zeros_like(sum_L)) + sum_L
+        if output.routing is not None:
+            self._add_routing(output.routing, batch)
+
+    def _add_routing(self, routing: RoutingStatistics, batch: Batch) -> None:
+        self._layers = routing.layers
+        domain_B = torch.tensor([self._domains.index(domain) for domain in batch.domains])
+        load_BLE = routing.load_BLE.double().cpu()
+        if self._load is None:
+            self._load = torch.zeros(len(self._domains), *load_BLE.shape[1:], dtype=torch.float64)
+            self._entropy = torch.zeros(load_BLE.shape[1], dtype=torch.float64)
+        assert self._entropy is not None
+        self._load.index_add_(0, domain_B, load_BLE)
+        self._entropy += routing.entropy_BL.double().sum(0).cpu()
+
+    def on_step(self, record: StepRecord) -> None:
+        """Sums over processes, writes the line, starts the next step."""
+        parts = [self._nll_S, self._targets_S, torch.tensor([self._samples], dtype=torch.float64)]
+        names = sorted(self._auxiliary)
+        parts += [self._auxiliary[name] for name in names]
+        if self._load is not None and self._entropy is not None:
+            parts += [self._load, self._entropy]
+        flat = dist.sum_over_ranks(torch.cat([part.flatten() for part in parts]).tolist())
+        summed = iter(torch.split(torch.tensor(flat, dtype=torch.float64), [part.numel() for part in parts]))
+        if self._metrics is not None:
+            self._metrics.append(self._line(record, summed, names))
+        self._clear()
+
+    def _line(self, record: StepRecord, summed: Any, names: list[str]) -> dict[str, Any]:
+        nll_S, targets_S, samples = next(summed), next(summed), float(next(summed))
+        line: dict[str, Any] = {
+            "step": record.step,
+            "loss": record.loss,
+            "losses": {s: float(n / t) for s, n, t in zip(self._sources, nll_S, targets_S, strict=True) if t > 0},
+            "grad_norm": record.grad_norm,
+            "lr": list(record.rates),
+            "samples": int(samples),
+            "seconds": round(record.seconds, 4),
+            "data_seconds": round(record.data_seconds, 4),
+            "tokens_per_s": round(record.tokens / max(record.seconds, 1e-9), 1),
+            **peak_memory_mb(),
+        }
+        for name in names:
+            line[name] = [float(x) / max(samples, 1.0) for x in next(summed)]
+        if self._load is not None:
+            load_DLE = next(summed).view(self._load.shape)
+            entropy_L = next(summed)
+            line["load"] = {
+                domain: {layer: load_LE.tolist() for layer, load_LE in zip(self._layers, rows, strict=True)}
+                for domain, rows in zip(self._domains, load_DLE, strict=True)
+                if rows.sum() > 0
+            }
+            tokens = float(load_DLE.sum()) / max(len(self._layers), 1)
+            line["entropy"] = [float(x) / max(tokens, 1.0) for x in entropy_L]
+        return line

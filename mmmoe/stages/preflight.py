@@ -1,0 +1,96 @@
+"""Everything that can be known to go wrong before a weight is read, told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mmmoe import dist, paths
+from mmmoe.data.shards import ShardSet
+from mmmoe.models.spec import EfficientNetLiteTower, PretrainedLanguage
+from mmmoe.stages.handover import Heritage, check_same_model
+from mmmoe.stages.spec import RunSpec, StageSpec
+
+
+def preflight(spec: RunSpec) -> None:
+    """Refuses a run that cannot work.
+
+    Raises:
+        ValueError: listing everything that is missing or does not fit together.
+    """
+    found = list(problems(spec))
+    if found:
+        count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
+        raise ValueError(f"{spec.name}: {count} before the start\n" + "\n".join(f"  {line}" for line in found))
+
+
+def problems(spec: RunSpec) -> Iterator[str]:
+    """Yields what is missing or does not fit together, in words."""
+    yield from _model(spec)
+    world = dist.world_size() if dist.is_launched() else spec.engine.processes
+    seen: list[str] = []
+    for stage in spec.stages:
+        where = f"stages.{stage.name}"
+        yield from (f"{where}.{text}" for text in _start(spec, stage, seen))
+        yield from (f"{where}.{text}" for text in _length(stage, world))
+        yield from (f"{where}.{text}" for text in _data(stage))
+        seen.append(stage.name)
+    for benchmark in spec.evaluation.benchmarks if spec.evaluation else ():
+        if not paths.resolve(benchmark.file).is_file():
+            yield f"evaluation.benchmarks.{benchmark.name}: no file {benchmark.file}; prepare the data first"
+    if spec.engine.port is not None and not dist.is_launched() and not dist.is_port_free(spec.engine.port):
+        yield f"engine.port: {spec.engine.port} is taken by another program; leave it out to get a free one"
+
+
+def _model(spec: RunSpec) -> Iterator[str]:
+    language, tower = spec.model.language, spec.model.tower
+    if isinstance(language, PretrainedLanguage):
+        folder = paths.resolve(language.path)
+        if not (folder / "config.json").is_file():
+            yield f"model.language.path: {language.path} holds no Hugging Face model (no config.json); download it there"
+        elif not any(folder.glob("*.safetensors")):
+            yield f"model.language.path: {language.path} has a config but no *.safetensors weights"
+    tokenizer = language.tokenizer or (language.path if isinstance(language, PretrainedLanguage) else "")
+    if not paths.resolve(tokenizer).is_dir():
+        yield f"model.language.tokenizer: no folder {tokenizer}; prepare the data or name a tokenizer's folder"
+    if not isinstance(tower, EfficientNetLiteTower) and tower.path and not paths.resolve(tower.path).is_file():
+        yield f"model.tower.path: no file {tower.path}; put the open_clip checkpoint there"
+
+
+def _start(spec: RunSpec, stage: StageSpec, seen: list[str]) -> Iterator[str]:
+    """Checks where a stage starts from."""
+    start = stage.init_from
+    if start is None or start in seen:
+        return
+    if start in [s.name for s in spec.stages]:
+        yield f"init_from: {start!r} comes later in this run; put it before (the order is {', '.join(_names(spec))})"
+        return
+    try:
+        check_same_model(Heritage.read(paths.resolve(start)), spec.model)
+    except ValueError as error:
+        yield f"init_from: {start!r} is no stage of this run ({', '.join(_names(spec))}) and: {error}"
+
+
+def _names(spec: RunSpec) -> list[str]:
+    return [stage.name for stage in spec.stages]
+
+
+def _length(stage: StageSpec, world: int) -> Iterator[str]:
+    training = stage.training
+    if (training.steps is None) == (training.epochs is None):
+        yield "training: give steps or epochs, one of the two"
+    if training.batch < world:
+        yield f"training.batch: {training.batch} samples cannot be shared by {world} processes; raise it"
+
+
+def _data(stage: StageSpec) -> Iterator[str]:
+    for source in stage.mixture.sources:
+        try:
+            size = len(ShardSet(paths.resolve(source.shards)))
+        except ValueError as error:
+            yield f"mixture.{source.name}: {error}"
+            continue
+        if size < stage.training.batch and len(stage.mixture.sources) == 1:
+            yield (
+                f"mixture.{source.name}: {size} samples are fewer than one batch of {stage.training.batch}; "
+                "pack more or lower training.batch"
+            )

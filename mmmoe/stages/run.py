@@ -1,0 +1,85 @@
+"""A whole run: every stage that is not done yet, then the evaluation, then the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mmmoe import dist, paths
+from mmmoe.log import logger
+from mmmoe.stages.cache import StageCache
+from mmmoe.stages.evaluate import evaluate_run
+from mmmoe.stages.handover import Heritage
+from mmmoe.stages.ledger import RunFolder, Stopped
+from mmmoe.stages.spec import RunSpec, StageSpec
+from mmmoe.stages.stage import run_stage
+
+
+def run_all(spec: RunSpec, folder: RunFolder) -> None:
+    """Carries out what is left of a run, on every process of it.
+
+    Raises:
+        Stopped: when a signal asked the run to stop; the state is saved by then.
+    """
+    dist.start()
+    try:
+        for stage in spec.stages:
+            _one_stage(spec, stage, folder)
+        if spec.evaluation is not None:
+            evaluate_run(spec, folder)
+        if dist.rank() == 0:
+            folder.record("finished")
+        dist.barrier()
+    except Stopped as stopped:
+        if dist.rank() == 0:
+            folder.record("stopped", stage=stopped.stage, step=stopped.step)
+        raise
+    finally:
+        dist.stop()
+
+
+def parent_of(spec: RunSpec, stage: StageSpec, folder: RunFolder) -> Path | None:
+    """Returns the finished stage that a stage starts from, or None for the first.
+
+    Raises:
+        ValueError: when `init_from` names nothing that is finished.
+    """
+    names = [s.name for s in spec.stages]
+    position = names.index(stage.name)
+    if stage.init_from is None:
+        return folder.final(names[position - 1]) if position else None
+    if stage.init_from in names:
+        if names.index(stage.init_from) >= position:
+            raise ValueError(
+                f"stage {stage.name!r} starts from {stage.init_from!r}, which comes after it; "
+                f"put {stage.init_from!r} first (the order is {', '.join(names)})"
+            )
+        return folder.final(stage.init_from)
+    path = paths.resolve(stage.init_from)
+    if not (path / "manifest.json").is_file():
+        raise ValueError(
+            f"stage {stage.name!r}: init_from={stage.init_from!r} is neither a stage of this run "
+            f"({', '.join(names)}) nor the folder of a finished stage (<run>/stages/<stage>/final)"
+        )
+    return path
+
+
+def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder) -> None:
+    if stage.name in folder.done():
+        logger().info("stage %s is done; its result is %s", stage.name, folder.final(stage.name))
+        return
+    parent = parent_of(spec, stage, folder)
+    heritage = Heritage.read(parent) if parent is not None else None
+    cache = StageCache(spec, stage, heritage) if stage.reuse else None
+    started = time.monotonic()
+    reused = cache.fetch(folder.final(stage.name)) if cache else False
+    if not reused:
+        run_stage(spec, stage, folder, heritage)
+        if cache:
+            cache.store(folder.final(stage.name))
+    dist.barrier()
+    if dist.rank() == 0:
+        seconds = round(time.monotonic() - started, 1)
+        folder.record("stage_done", stage=stage.name, parent=str(parent or ""), reused=reused, seconds=seconds)
+        logger().info("stage %s: %s in %.0f s", stage.name, "taken from the cache" if reused else "trained", seconds)
+    dist.barrier()

@@ -1,0 +1,53 @@
+"""What a run is: a model, its stages in order, an engine and an evaluation."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from mmmoe.config.spec import Spec
+from mmmoe.data.spec import MixtureSpec, TemplateSpec
+from mmmoe.engine.spec import EngineSpec, TrainingSpec
+from mmmoe.evaluation.spec import EvaluationSpec
+from mmmoe.models.spec import AdapterSpec, ModelSpec
+
+
+class StageSpec(Spec):
+    """One stage: what it starts from, what trains, on what, for how long."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    adapters: list[AdapterSpec] = []
+    """Adapters this stage adds; those of the stages it starts from stay."""
+    trains: list[str] = Field(min_length=1)
+    """Glob patterns over parameter names; one that matches nothing stops the run."""
+    mixture: MixtureSpec
+    template: TemplateSpec = TemplateSpec()
+    training: TrainingSpec
+    init_from: str | None = None
+    """A stage of this run, or the folder of a finished stage of another; by default the stage before."""
+    encode_once: bool = False
+    """Run the frozen tower once per image and keep its features on disk."""
+    reuse: bool = False
+    """Keep the result in the cache and take it from there when nothing it depends on has changed."""
+
+
+class RunSpec(Spec):
+    """One file in configs/: everything `mmmoe run` does."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    seed: int = 0
+    """Seeds fresh weights; data order and dropout have their own."""
+    model: ModelSpec
+    stages: list[StageSpec] = Field(min_length=1)
+    engine: EngineSpec = EngineSpec()
+    evaluation: EvaluationSpec | None = None
+    runs: str = "runs"
+    """Folder that run folders are made in."""
+    cache: str = "data/local/cache"
+    """Folder of encoded features and reused stages."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> RunSpec:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ, got {names}")
+        return self

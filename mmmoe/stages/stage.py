@@ -1,0 +1,54 @@
+"""One stage on one screen: build, load, freeze, draw, fit, save."""
+
+from __future__ import annotations
+
+from mmmoe import dist
+from mmmoe.engine.build import build_engine
+from mmmoe.engine.groups import freeze
+from mmmoe.engine.loop import fit
+from mmmoe.engine.metrics import MetricsFile
+from mmmoe.models.keys import canonical
+from mmmoe.stages.draw import draw
+from mmmoe.stages.handover import Heritage, build_stage_model
+from mmmoe.stages.ledger import RunFolder, Stopped
+from mmmoe.stages.observe import StageObserver
+from mmmoe.stages.plan import print_trainable, total_steps
+from mmmoe.stages.saver import StageSaver
+from mmmoe.stages.spec import RunSpec, StageSpec
+
+
+def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Heritage | None) -> None:
+    """Trains one stage from its last checkpoint, or its start, to its end, and leaves `stages/<name>/final`.
+
+    Raises:
+        Stopped: when a signal asked for the end; a checkpoint is there.
+        ValueError: when something declared does not fit the model or the data.
+    """
+    training, steps = stage.training, total_steps(stage)
+    here = folder.stage(stage.name)
+
+    model, adapters = build_stage_model(run, stage, heritage)
+    model.gradient_checkpointing(training.gradient_checkpointing)
+    print_trainable(stage, freeze(model, stage.trains, canonical))
+
+    source = draw(run, stage, model, folder)
+    engine = build_engine(model, run.engine, training, canonical)
+    saver = StageSaver(run, stage, adapters, heritage, engine, here)
+    start = saver.restore()
+
+    metrics = MetricsFile(here / "metrics.jsonl") if dist.rank() == 0 else None
+    if metrics is not None:
+        metrics.truncate_after(start)
+        folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
+    names = [s.name for s in stage.mixture.sources]
+    domains = list(dict.fromkeys(s.domain for s in stage.mixture.sources))
+    observer = StageObserver(metrics, names, domains, saver.save, training.checkpoint.every or steps + 1)
+    try:
+        result = fit(engine, source, training, steps, start, observer, title=f"stage {stage.name}")
+        if result.stopped:
+            raise Stopped(stage.name, result.step)
+        saver.finish(steps)
+    finally:
+        source.close()
+        saver.close()
+        engine.close()

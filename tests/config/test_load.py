@@ -1,0 +1,120 @@
+"""Configurations: includes, overrides, and every mistake of a file told at once with its place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from mmmoe.config.load import ConfigError, dump, load
+from mmmoe.config.spec import Spec
+
+
+class Small(Spec):
+    kind: Literal["small"] = "small"
+    width: int = 3
+
+
+class Large(Spec):
+    kind: Literal["large"] = "large"
+    depth: int
+
+
+class Item(Spec):
+    name: str
+    rate: float = 0.1
+    part: Small | Large = Field(default=Small(), discriminator="kind")
+
+
+class Top(Spec):
+    title: str
+    items: list[Item] = []
+    extra: Small | None = None
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def problems(path, overrides=()):
+    with pytest.raises(ConfigError) as caught:
+        load(path, Top, list(overrides))
+    return caught.value.problems
+
+
+def test_base_stands_below_the_files_own_keys(tmp_path):
+    write(tmp_path, "item.yaml", "name: a\nrate: 0.5\npart: {kind: large, depth: 2}\n")
+    top = load(write(tmp_path, "top.yaml", "title: t\nitems:\n- {base: item.yaml, rate: 0.7}\n"), Top)
+    assert top.items[0] == Item(name="a", rate=0.7, part=Large(depth=2))
+
+
+def test_several_bases_are_laid_one_over_the_other(tmp_path):
+    write(tmp_path, "one.yaml", "title: one\nextra: {width: 1}\n")
+    write(tmp_path, "two.yaml", "extra: {width: 2}\n")
+    assert load(write(tmp_path, "top.yaml", "base: [one.yaml, two.yaml]\n"), Top).extra == Small(width=2)
+
+
+def test_a_file_that_includes_itself_is_named(tmp_path):
+    path = write(tmp_path, "loop.yaml", "base: loop.yaml\ntitle: x\n")
+    assert any("includes itself" in line for line in problems(path))
+
+
+def test_overrides_name_list_items_by_name_or_number(tmp_path):
+    path = write(tmp_path, "top.yaml", "title: t\nitems: [{name: a}, {name: b}]\n")
+    top = load(path, Top, ["items.b.rate=2", "items.0.rate=1e-3", "extra.width=9"])
+    assert [item.rate for item in top.items] == [0.001, 2.0]
+    assert top.extra == Small(width=9)
+
+
+def test_every_mistake_is_told_with_file_line_and_neighbour(tmp_path):
+    text = "titel: t\nitems:\n- name: a\n  rat: 1\n- name: b\n  rate: fast\n- name: c\n  part: {kind: large, dpth: 3}\n"
+    lines = problems(write(tmp_path, "top.yaml", text))
+    told = "\n".join(lines)
+    assert "top.yaml:1: titel: unknown key; did you mean 'title'?" in told
+    assert "title: is missing" in told
+    assert "top.yaml:4: items.0.rat: unknown key; did you mean 'rate'?" in told
+    assert "top.yaml:6: items.1.rate:" in told
+    assert "'fast'" in told
+    assert "top.yaml:8: items.2.part.dpth: unknown key; did you mean 'depth'?" in told
+    assert len(lines) == 6
+
+
+def test_a_mistake_in_an_included_file_names_that_file(tmp_path):
+    write(tmp_path, "item.yaml", "name: a\n\nrates: 3\n")
+    lines = problems(write(tmp_path, "top.yaml", "title: t\nitems:\n- {base: item.yaml}\n"))
+    assert len(lines) == 1
+    assert "item.yaml:3: items.0.rates: unknown key; did you mean 'rate'?" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("title: t\ntitle: u\n", "given twice"),
+        ("title: [1\n", "not valid YAML"),
+        ("- 1\n", "must be a mapping"),
+        ("title: t\nbase: gone.yaml\n", "top.yaml:2: base: no such file: gone.yaml"),
+    ],
+)
+def test_broken_files(tmp_path, text, said):
+    assert any(said in line for line in problems(write(tmp_path, "top.yaml", text)))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("title", "key.path=value"), ("items.z.rate=1", "named a"), ("titl=x", "did you mean 'title'"), ("title=[", "not valid YAML")],
+)
+def test_broken_overrides(tmp_path, override, said):
+    path = write(tmp_path, "top.yaml", "title: t\nitems: [{name: a}]\n")
+    assert any(said in line for line in problems(path, [override]))
+
+
+def test_dump_loads_back_to_the_same_spec(tmp_path):
+    top = Top(title="t: 'x'", items=[Item(name="a", rate=1e-5)])
+    assert load(write(tmp_path, "again.yaml", dump(top)), Top) == top
+
+
+def test_a_missing_file_is_told(tmp_path):
+    assert any("cannot be read" in line for line in problems(tmp_path / "none.yaml"))

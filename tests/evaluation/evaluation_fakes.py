@@ -1,0 +1,106 @@
+"""A model and template small enough to know every answer by hand."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.models.output import ModelOutput
+
+VOCABULARY = 128
+EOS = 1
+
+
+@dataclass(frozen=True)
+class FakeEncoded:
+    input_ids: list
+    labels: list
+
+
+class FakeTokenizer:
+    """One id a character; 0 pads, 1 ends."""
+
+    pad_token_id = 0
+    eos_token_id = EOS
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(chr(i) for i in ids if i > 1)
+
+
+class FakeTemplate:
+    tokenizer = FakeTokenizer()
+
+    def prompt(self, turns):
+        before, *after = turns[0].text.split("<image>")
+        ids = [ord(c) for c in before]
+        for part in after:
+            ids += [IMAGE_ID, *(ord(c) for c in part)]
+        return [*ids, ord(":")]
+
+    def encode(self, turns):
+        prompt, answer = self.prompt(turns[:1]), [ord(c) for c in turns[1].text] + [EOS]
+        return FakeEncoded(prompt + answer, [IGNORE_ID] * len(prompt) + answer)
+
+
+class FakeTransform:
+    """A file of one byte is a picture of that shade."""
+
+    fit = "pad"
+
+    def __call__(self, image):
+        if len(image) != 1:
+            raise ValueError("not a picture")
+        return torch.full((3, 2, 2), float(image[0]))
+
+    def grey(self):
+        return torch.full((3, 2, 2), 128.0)
+
+
+class FakeTower:
+    key = "fake"
+
+
+class FakeModel(torch.nn.Module):
+    """Cost of a token after token a, in sight of the shade s: a table; its rows do not depend on the batch."""
+
+    def __init__(self, longest=10_000):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.table = torch.rand(VOCABULARY, VOCABULARY, generator=generator)
+        self.tower = FakeTower()
+        self.longest = longest
+        self.encoded = 0
+        self.calls = []
+
+    def encode_images(self, pixels_ICHW):
+        self.encoded += len(pixels_ICHW)
+        return pixels_ICHW.mean((1, 2, 3)).view(-1, 1, 1).expand(-1, 2, 4)
+
+    def cost(self, previous, token, shade):
+        return float(self.table[(previous + int(shade)) % VOCABULARY, token])
+
+    def forward(self, input_ids_BT, attention_mask_BT, labels_BT=None, pixels_ICHW=None, features_IPC=None):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        self.calls.append(input_ids_BT.shape)
+        shades = iter([] if features_IPC is None else features_IPC[:, 0, 0].tolist())
+        nll, targets = [], []
+        for ids, mask, labels in zip(input_ids_BT, attention_mask_BT, labels_BT, strict=True):
+            assert mask[: int(mask.sum())].all(), "padding is on the right"
+            shade = next(shades) if (ids == IMAGE_ID).any() else 0
+            seen = [t for t in range(1, len(ids)) if labels[t] != IGNORE_ID and t < self.longest]
+            nll.append(sum(self.cost(int(ids[t - 1]), int(ids[t]), shade) for t in seen))
+            targets.append(len(seen))
+        assert next(shades, None) is None, "as many pictures as placeholders"
+        return ModelOutput(torch.tensor(nll), torch.tensor(targets))
+
+    def generate(self, input_ids_BT, attention_mask_BT, features_IPC=None, *, max_new_tokens, eos_id, pad_id):
+        """Says the shade in decimal digits, or the question's first letter where there is no picture."""
+        shades = iter([] if features_IPC is None else features_IPC[:, 0, 0].tolist())
+        rows = []
+        for ids, mask in zip(input_ids_BT, attention_mask_BT, strict=True):
+            assert mask[len(mask) - int(mask.sum()) :].all(), "padding is on the left"
+            real = ids[mask].tolist()
+            said = [ord(c) for c in str(int(next(shades)))] if IMAGE_ID in real else [real[0]]
+            rows.append(said[:max_new_tokens])
+        return rows

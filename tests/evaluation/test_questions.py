@@ -1,0 +1,77 @@
+import pytest
+from pydantic import ValidationError
+
+from mmmoe.evaluation.questions import load_questions
+from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
+
+
+def spec(path, kind="multiple_choice"):
+    return BenchmarkSpec(name="b", file=str(path), kind=kind, domain="charts")
+
+
+def test_fields_order_and_defaults(benchmark_file):
+    path = benchmark_file(
+        [
+            {"id": 7, "shade": 3, "question": "q1", "answer": "a", "choices": ["a", "b"]},
+            {"id": "x", "image": None, "question": "q2", "answer": "b", "choices": ["a", "b"], "domain": "general"},
+        ]
+    )
+    first, second = load_questions(spec(path))
+    assert (first.id, first.text, first.answer, first.choices) == ("7", "q1", "a", ("a", "b"))
+    assert first.image == path.parent / "3.png"
+    assert (first.domain, second.domain) == ("charts", "general")
+    assert second.image is None
+    assert load_questions(spec(path), limit=1) == [first]
+
+
+def test_every_wrong_line_is_told_at_once(benchmark_file):
+    path = benchmark_file(
+        [
+            {"id": 1, "question": "q", "answer": "c", "choices": ["a", "b"]},
+            {"id": 1, "question": "q", "answer": "a", "choices": ["a", "b"]},
+            {"id": 2, "question": "q"},
+            {"id": 3, "question": "q", "answer": "a", "choices": ["a"]},
+            {"id": 4, "image": "gone.png", "question": "q", "answer": "a", "choices": ["a", "b"]},
+            {"id": 5, "question": "<image> q", "answer": "a", "choices": ["a", "b"]},
+            {"id": 6, "question": "q", "answer": "a", "choices": ["a", "a"]},
+        ]
+    )
+    path.write_text(path.read_text() + "{broken\n[1]\n")
+    with pytest.raises(ValueError) as caught:
+        load_questions(spec(path))
+    text = str(caught.value)
+    for part in (
+        "has 9 errors",
+        "line 1: answer 'c' is not among the choices",
+        "line 2: id '1' was already used in line 1",
+        "line 3: field 'answer' is missing",
+        "line 4: multiple_choice needs two choices",
+        "line 5: no picture at",
+        "line 6: the question holds <image> but",
+        "line 7: choices repeat",
+        "line 8: not JSON",
+        "line 9: expected an object, got list",
+    ):
+        assert part in text
+
+
+def test_long_lists_of_errors_are_cut(benchmark_file):
+    path = benchmark_file([{"id": i, "question": "q"} for i in range(25)])
+    with pytest.raises(ValueError, match="and 5 more"):
+        load_questions(spec(path))
+
+
+def test_missing_and_empty_files(tmp_path):
+    with pytest.raises(ValueError, match="no file at"):
+        load_questions(spec(tmp_path / "none.jsonl"))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="holds no questions"):
+        load_questions(spec(tmp_path / "empty.jsonl"))
+
+
+def test_names_cannot_leave_the_folder_or_clash(tmp_path):
+    with pytest.raises(ValidationError, match="name"):
+        BenchmarkSpec(name="../x", file="f", kind="short_answer")
+    one = BenchmarkSpec(name="x", file="f", kind="short_answer")
+    with pytest.raises(ValidationError, match="must differ"):
+        EvaluationSpec(benchmarks=[one, one])

@@ -1,0 +1,74 @@
+"""Splicing: what goes where, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.models.splice import splice
+
+I = IMAGE_ID  # noqa: E741
+
+
+def text_of(ids):
+    """Embeds id n as the vector [n, n]."""
+    return ids.clamp(min=0).float()[..., None].expand(*ids.shape, 2).contiguous()
+
+
+def numbers(spliced):
+    return spliced.embeddings_BTD[..., 0].long().tolist()
+
+
+IDS = torch.tensor([[1, I, 2, 0], [3, 4, 5, 6], [I, I, 7, 0]])
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]).bool()
+IMAGES = torch.tensor([[101, 102], [201, 202], [301, 302]]).float()[..., None].expand(3, 2, 2)
+
+
+def test_images_go_to_their_places_in_reading_order():
+    labels = IDS.masked_fill(IDS == I, IGNORE_ID).masked_fill(~MASK, IGNORE_ID)
+    spliced = splice(text_of(IDS), IDS, MASK, IMAGES, labels)
+    assert numbers(spliced) == [[1, 101, 102, 2, 0], [3, 4, 5, 6, 0], [201, 202, 301, 302, 7]]
+    assert spliced.mask_BT.sum(1).tolist() == [4, 4, 5]
+    assert spliced.position_BT.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 0], [0, 1, 2, 3, 4]]
+    assert spliced.labels_BT.tolist() == [[1, -100, -100, 2, -100], [3, 4, 5, 6, -100], [-100] * 4 + [7]]
+
+
+def test_left_padding_for_generation():
+    ids, mask = IDS.flip(1), MASK.flip(1)
+    spliced = splice(text_of(ids), ids, mask, IMAGES, left=True)
+    assert numbers(spliced) == [[0, 2, 101, 102, 1], [0, 6, 5, 4, 3], [7, 201, 202, 301, 302]]
+    assert spliced.position_BT.tolist() == [[0, 0, 1, 2, 3], [0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
+    assert spliced.labels_BT is None
+
+
+def test_rows_are_cut_on_the_right_even_within_an_image():
+    spliced = splice(text_of(IDS), IDS, MASK, IMAGES, max_positions=3)
+    assert numbers(spliced) == [[1, 101, 102], [3, 4, 5], [201, 202, 301]]
+    assert bool(spliced.mask_BT.all())
+
+
+def test_images_of_different_length():
+    images = [IMAGES[0], IMAGES[1, :1], torch.cat([IMAGES[2], IMAGES[2]])]
+    assert numbers(splice(text_of(IDS), IDS, MASK, images)) == [
+        [1, 101, 102, 2, 0, 0], [3, 4, 5, 6, 0, 0], [201, 301, 302, 301, 302, 7]
+    ]  # fmt: skip
+
+
+def test_no_images_at_all():
+    ids = torch.tensor([[1, 2], [3, 0]])
+    spliced = splice(text_of(ids), ids, ids > 0, torch.zeros(0, 2, 2))
+    assert numbers(spliced) == [[1, 2], [3, 0]]
+
+
+@pytest.mark.parametrize("kept", [2, 0])
+def test_a_wrong_number_of_images_is_refused(kept):
+    with pytest.raises(ValueError, match=rf"3 image placeholders and {kept} images"):
+        splice(text_of(IDS), IDS, MASK, IMAGES[:kept])
+
+
+def test_gradients_reach_text_and_images():
+    text, images = text_of(IDS).requires_grad_(), IMAGES.clone().requires_grad_()
+    splice(text, IDS, MASK, images, max_positions=3).embeddings_BTD.sum().backward()
+    assert images.grad[..., 0].tolist() == [[1, 1], [1, 1], [1, 0]]
+    assert text.grad[..., 0].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]

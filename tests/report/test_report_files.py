@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from synthetic_run import write_run
+
+from mmmoe.report.files import read_lines, read_run
+
+
+def test_stages_come_in_declared_order(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    assert [stage.name for stage in run.stages] == ["words", "align", "experts"]
+    assert run.name == "llava_mole_synthetic"
+    assert len(run.scores) == 6
+    assert len(run.answers["trained", "shapes"]) == 40
+
+
+def test_series_skip_rows_without_the_number(tmp_path):
+    folder = tmp_path / "stages" / "s"
+    folder.mkdir(parents=True)
+    rows = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2},
+        {"step": 3, "loss": 1.0, "losses": {"a": 1.0}, "balance": [0.5, 0.7]},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = read_run(tmp_path).stages[0]
+    assert stage.series("loss") == ([1, 3], [2.0, 1.0])
+    assert stage.series_of("losses") == {"a": ([3], [1.0])}
+    assert stage.series_of("balance") == {"layer 0": ([3], [0.5]), "layer 1": ([3], [0.7])}
+
+
+def test_half_a_line_is_passed_over(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n[2]\n{"step": 3, "lo')
+    assert read_lines(path) == ({"step": 1},)
+    assert read_lines(tmp_path / "none.jsonl") == ()
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no run folder"):
+        read_run(tmp_path / "none")
+    with pytest.raises(ValueError, match="nothing to report yet"):
+        read_run(tmp_path)
+
+
+def test_names_in_the_scores_cannot_lead_out_of_the_folder(tmp_path):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "secret.jsonl").write_text('{"question": "secret"}\n')
+    row = json.loads((run / "evaluation" / "scores.json").read_text())[0]
+    row.update(variant="..", benchmark="../secret")
+    (run / "evaluation" / "scores.json").write_text(json.dumps([row]))
+    assert read_run(run).answers == {("..", "../secret"): ()}

@@ -15,6 +15,7 @@ from typing import Any
 from demo.manifest import is_current, write_manifest
 from demo.packages import fetch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 SCRIPT = Path(__file__).resolve()
@@ -35,7 +36,7 @@ def main() -> int:
         counts = prepare()
         write_manifest(FOLDER, SCRIPT, counts, time.monotonic() - start)
     except ValueError as problem:
-        console.print(f"[bold red]error:[/] {problem}", highlight=False, markup=True)
+        console.print(f"[bold red]error:[/] {escape(str(problem))}", highlight=False)
         return 1
     console.print(f"demo data written to {FOLDER} in {time.monotonic() - start:.0f} s")
     return 0

@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -165,15 +165,12 @@ def schema() -> None:
     sys.stdout.write(json.dumps(RunSpec.model_json_schema(), indent=1) + "\n")
 
 
-T = TypeVar("T")
-
-
-def guarded(call: Callable[[], T]) -> T | int:
-    """Returns what `call` returns, or the exit status of the mistake it met, after telling it."""
+def guarded(call: Callable[[], None]) -> int:
+    """Makes the call; returns the exit status of the mistake it met, after telling it."""
     from mmmoe.stages.ledger import Stopped
 
     try:
-        return call()
+        call()
     except ValueError as error:
         _tell(str(error))
         return USER_MISTAKE
@@ -188,6 +185,7 @@ def guarded(call: Callable[[], T]) -> T | int:
             raise
         _tell(f"{error.filename or 'a file'}: {error.strerror}; nothing finished was lost: make room, then resume the run")
         return NO_ROOM
+    return 0
 
 
 def _tell(text: str) -> None:
@@ -198,8 +196,7 @@ def _tell(text: str) -> None:
 
 def main() -> None:
     """Entry point of the `mmmoe` command."""
-    status = guarded(lambda: app(standalone_mode=False))
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(guarded(app))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Dialogues in LLaVA's form: captions and questions about pictures, and the text side, where words stand for pictures."""
+"""Dialogues in LLaVA's form: captions, questions about pictures, and the text side, where words stand for pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rendered documents: a word in capitals, a number, a page of lines, a ruled table; eight font families and one held out."""
+"""Documents: a word in capitals, a number, a page of lines, a ruled table; eight font families, one more held out."""
 
 from __future__ import annotations
 

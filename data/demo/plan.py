@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,28 +28,10 @@ DOMAINS = ("general", "document", "chart")
 SHORTEST, LONGEST = 3, 5
 """Letters of a printed word: five fill the picture's width at a size that stays legible."""
 UNFIT = frozenset(
-    [
-        "ass",
-        "sex",
-        "sexy",
-        "damn",
-        "hell",
-        "poop",
-        "poo",
-        "kill",
-        "drug",
-        "drugs",
-        "drunk",
-        "porn",
-        "boob",
-        "boobs",
-        "pee",
-        "crap",
-        "dead",
-        "death",
-        "die",
-    ]
+    {"ass", "sex", "sexy", "damn", "hell", "poop", "poo", "kill", "drug", "drugs", "drunk", "porn"}
+    | {"boob", "boobs", "pee", "crap", "dead", "death", "die"}
 )
+"""Keywords that a demo need not print."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +112,12 @@ def one_each(drawn: Sequence[tuple[Concept, str]]) -> list[tuple[Concept, str]]:
 
 
 def balanced(drawn: Sequence[tuple[Concept, str]], number: int) -> list[tuple[Concept, str]]:
-    """Returns `number` drawings, the groups as equally frequent as they can be, in hash order."""
+    """Returns up to `number` drawings in hash order, group by group in turn, no group above three tenths of it."""
     ordered = sorted(drawn, key=lambda pair: digest("balanced", pair[0].name, pair[1]))
-    shelves = [[pair for pair in ordered if pair[0].group == kind] for kind in KINDS]
-    chosen: list[tuple[Concept, str]] = []
-    while len(chosen) < number and any(shelves):
-        chosen += [shelf.pop() for shelf in shelves if shelf]
-    return chosen[:number]
+    most = 3 * number // 10
+    shelves = [[pair for pair in ordered if pair[0].group == kind][:most] for kind in KINDS]
+    turns = itertools.zip_longest(*shelves)
+    return [pair for turn in turns for pair in turn if pair is not None][:number]
 
 
 def train_emoji(world: World) -> list[EmojiPicture]:

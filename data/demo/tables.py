@@ -62,7 +62,7 @@ def read_categories(name: str, frame: pandas.DataFrame) -> list[Series]:
         return by_time(frame, ["Penicillin", "Streptomycin", "Neomycin"])
     if name == "cars":
         columns = ["Miles_per_Gallon", "Horsepower", "Weight_in_lbs", "Displacement", "Acceleration"]
-        return by_group(frame, "Year", columns) + [tuple(map(float, frame["Name"].str.split().str[0].value_counts()))]
+        return [*by_group(frame, "Year", columns), tuple(map(float, frame["Name"].str.split().str[0].value_counts()))]
     if name == "iowa-electricity":
         return [tuple(map(float, rows["net_generation"])) for _, rows in frame.groupby("year")]
     if name == "iris":

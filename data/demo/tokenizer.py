@@ -1,4 +1,4 @@
-"""The small language model's tokenizer: byte-level BPE in which every capital letter and every digit is its own token."""
+"""The small language model's tokenizer: byte-level BPE in which every capital letter and every digit is one token."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -59,6 +60,7 @@ class DeepSpeedEngine:
         self._form: Any = None
         self._is_forward = False
         self._flattening = module.register_forward_hook(self._flatten)
+        self._hidden = hide_skippable(module, self._device) if spec.zero == 3 else []
         self._engine: Any = deepspeed.initialize(
             model=module,
             optimizer=self._adam,
@@ -125,6 +127,7 @@ class DeepSpeedEngine:
         """Takes DeepSpeed's hooks off the model. After ZeRO 3 the model's weights stay in pieces: build it anew."""
         self._engine.destroy()
         self._flattening.remove()
+        show_hidden(self._hidden)
 
     def _flatten(self, module: nn.Module, inputs: object, output: object) -> tuple[Tensor, ...] | None:
         """Hands on the model's output as a tuple of the tensors that carry a graph.
@@ -226,6 +229,39 @@ class DeepSpeedEngine:
                     parameter.data.copy_(tensors[name])
 
 
+def hide_skippable(module: nn.Module, device: torch.device) -> list[tuple[nn.Module, str]]:
+    """Takes submodules that call themselves `is_skippable` out of the module tree; they stay attributes, whole.
+
+    ZeRO 3 gathers a weight on all processes at once. One whose batch has no image never calls the tower, and the
+    others would wait for it for ever; marking its weights persistent does not help before DeepSpeed has seen a
+    full step (0.19.8, PartitionedParameterCoordinator.release_sub_module).
+
+    Raises:
+        ValueError: Such a submodule is to be trained.
+    """
+    hidden = [
+        (parent, name)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if getattr(child, "is_skippable", False)
+    ]
+    for parent, name in hidden:
+        child = parent._modules.pop(name)
+        assert child is not None
+        parent.__dict__[name] = child.to(device)
+        if any(parameter.requires_grad for parameter in child.parameters()):
+            show_hidden(hidden)
+            raise ValueError(f"'{name}' trains, but some batches do not run it: take engine.zero 2 or freeze it")
+    return hidden
+
+
+def show_hidden(hidden: list[tuple[nn.Module, str]]) -> None:
+    """Puts hidden submodules back into the tree."""
+    for parent, name in hidden:
+        if name in parent.__dict__:
+            parent._modules[name] = parent.__dict__.pop(name)
+
+
 def prepare_process(device: torch.device) -> None:
     """Makes DeepSpeed start quietly, without a launcher and without compiling anything.
 
@@ -236,6 +272,8 @@ def prepare_process(device: torch.device) -> None:
             "engine.device: cpu with engine.kind: deepspeed needs a machine that shows no GPU. Use kind: local"
         )
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It still calls torch collectives by names that torch renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     # On CPUs it would compile a shared-memory all-reduce (minutes, and a compiler on every node) that only its
     # inference calls. It looks in this table before building and says of it that edits persist.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -51,7 +51,7 @@ def _merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> dic
     """Returns both; sections are merged, sizes may be overruled, a key that other fields decide is refused."""
     merged = dict(ours)
     for key, value in theirs.items():
-        if key not in ours or key.endswith("bucket_size"):
+        if key not in ours or key in ("reduce_bucket_size", "allgather_bucket_size"):
             merged[key] = value
         elif isinstance(ours[key], Mapping) and isinstance(value, Mapping):
             merged[key] = _merge(ours[key], value, f"{path}{key}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ def _llava_mole(spec: ModelSpec, seed: int, meta: bool) -> LlavaMole:
         tower = build_tower(spec.tower, meta=meta)
     with _seeded(seed, "language"):
         language = build_language(spec.language, meta=meta)
-    config = language.config
+    config: Any = language.config
     with _seeded(seed, "connector"):
         connector = MLPConnector(spec.connector, tower.channels, config.hidden_size, tower.num_tokens)
         bounds = ImageBounds(config.hidden_size) if spec.image_bounds else None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmmoe.models.spec import PretrainedLanguage, ScratchLanguage
+from mmmoe.models.spec import ModelSpec, PretrainedLanguage, ScratchLanguage
 from mmmoe.paths import resolve
 
 
@@ -89,3 +89,9 @@ def _complete(fields: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in fields.items() if key != "model_type"}
     config: dict[str, Any] = AutoConfig.for_model(fields["model_type"], **rest).to_dict()
     return config
+
+
+def tokenizer_folder(spec: ModelSpec) -> str:
+    """Returns the declared folder of a model's tokenizer: its own, or the language model's."""
+    language = spec.language
+    return language.tokenizer or (language.path if isinstance(language, PretrainedLanguage) else "")

@@ -55,7 +55,7 @@ class EfficientNetLiteTower(Spec):
     image_size: int = Field(default=96, ge=32, multiple_of=32)
     """Side of the square input, in pixels; (image_size / 32)^2 tokens come out."""
     stride16: bool = True
-    """Also append the stride-16 features, each 2 x 2 cell folded into channels: finer detail at the same token count."""
+    """Also append the stride-16 features, each 2 x 2 cell folded into channels: finer detail, no extra token."""
 
 
 TowerSpec = Annotated[OpenCLIPTower | EfficientNetLiteTower, Field(discriminator="kind")]
@@ -98,7 +98,7 @@ class BalanceSpec(Spec):
 
 
 class MoLESpec(Spec):
-    """LLaVA-MoLE: E LoRA experts on a feed-forward block's three projections, one router per block (arXiv 2401.16160)."""
+    """LLaVA-MoLE: E LoRA experts on a feed-forward block's three projections, one router a block (2401.16160)."""
 
     kind: Literal["mole"] = "mole"
     sites: list[str]

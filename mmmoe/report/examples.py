@@ -14,7 +14,7 @@ from PIL import Image
 from mmmoe.report.files import Row, RunFiles
 
 OF_EACH_KIND = 4
-"""Right and wrong answers shown per benchmark."""
+"""Right and wrong answers shown per benchmark; half as many when there are more than four benchmarks."""
 LONGEST_SIDE = 360
 MAX_PIXELS = 50_000_000
 """A picture with more is not opened."""
@@ -58,19 +58,20 @@ class ExampleSet:
 def choose_examples(run: RunFiles) -> list[ExampleSet]:
     """Returns examples of the first variant of each benchmark, taken at even distances through its answers."""
     sets: dict[str, ExampleSet] = {}
+    count = OF_EACH_KIND if len({benchmark for _, benchmark in run.answers}) <= 4 else OF_EACH_KIND // 2
     for (variant, benchmark), rows in run.answers.items():
         if benchmark in sets or not rows:
             continue
         right = [row for row in rows if row.get("correct")]
         wrong = [row for row in rows if not row.get("correct")]
-        chosen = _spread(right) + _spread(wrong)
+        chosen = _spread(right, count) + _spread(wrong, count)
         examples = tuple(_example(row, run.folder) for row in chosen)
         sets[benchmark] = ExampleSet(benchmark, variant, len(right), len(rows), examples)
     return list(sets.values())
 
 
-def _spread(rows: Sequence[Row]) -> list[Row]:
-    count = min(OF_EACH_KIND, len(rows))
+def _spread(rows: Sequence[Row], count: int) -> list[Row]:
+    count = min(count, len(rows))
     return [rows[(2 * at + 1) * len(rows) // (2 * count)] for at in range(count)]
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mmmoe.report.bars import Bar, grouped_bars
+from mmmoe.report.bars import Bar, score_figure
 from mmmoe.report.experts import COLLAPSED_SHARE, DEAD_SHARE, ExpertLoad, expert_load
 from mmmoe.report.files import RunFiles, StageLog
 from mmmoe.report.theme import DARK, LIGHT, Theme, panels, png, styled
@@ -232,7 +232,7 @@ def _scores(run: RunFiles, theme: Theme) -> Figure:
         )
         for row in run.scores
     ]
-    return grouped_bars(bars, theme)
+    return score_figure(bars, theme)
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:

@@ -13,7 +13,7 @@ from mmmoe import dist, paths
 from mmmoe.data.shards import ShardSet
 from mmmoe.engine.checkpoint import read
 from mmmoe.log import logger
-from mmmoe.stages.draw import tokenizer_folder
+from mmmoe.models.language import tokenizer_folder
 from mmmoe.stages.handover import Heritage
 from mmmoe.stages.spec import RunSpec, StageSpec
 

@@ -18,9 +18,8 @@ from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.data.transforms import ImageTransform
 from mmmoe.log import console
 from mmmoe.models.families.llava_mole import LlavaMole
-from mmmoe.models.spec import ModelSpec, PretrainedLanguage
+from mmmoe.models.language import tokenizer_folder
 from mmmoe.stages.ledger import RunFolder
-from mmmoe.stages.plan import total_steps
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 
@@ -51,10 +50,14 @@ def transform_of(model: LlavaMole) -> ImageTransform:
     return ImageTransform(tower.image_size, tower.mean, tower.std, tower.fit)
 
 
-def tokenizer_folder(spec: ModelSpec) -> str:
-    """Returns the folder a model's tokenizer stands in."""
-    language = spec.language
-    return language.tokenizer or (language.path if isinstance(language, PretrainedLanguage) else "")
+def total_steps(stage: StageSpec) -> int:
+    """Returns the number of optimiser steps of a stage; needs the shards when it is given in epochs."""
+    training = stage.training
+    if training.steps is not None:
+        return training.steps
+    assert training.epochs is not None, "preflight asks for one of the two"
+    samples = sum(len(source.shards) for source in open_sources(stage.mixture))
+    return max(1, round(samples * training.epochs / training.batch))
 
 
 def encode(model: LlavaMole, sources: list[Source], transform: ImageTransform) -> None:

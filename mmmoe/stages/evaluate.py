@@ -17,7 +17,8 @@ from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
-from mmmoe.stages.draw import tokenizer_folder, transform_of
+from mmmoe.models.language import tokenizer_folder
+from mmmoe.stages.draw import transform_of
 from mmmoe.stages.handover import Heritage, rebuild
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from mmmoe import dist, paths
-from mmmoe.data.shards import ShardSet
+from mmmoe import dist
 from mmmoe.engine.groups import TrainableRow, freeze
 from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
@@ -17,16 +16,6 @@ from mmmoe.stages.spec import RunSpec, StageSpec
 
 GRID_EXPERTS, GRID_RANKS = (1, 2, 3), (16, 32, 128)
 """Settings of the paper's ablations, counted beside the run's own."""
-
-
-def total_steps(stage: StageSpec) -> int:
-    """Returns the number of optimiser steps of a stage; needs the shards when it is given in epochs."""
-    training = stage.training
-    if training.steps is not None:
-        return training.steps
-    assert training.epochs is not None
-    samples = sum(len(ShardSet(paths.resolve(source.shards))) for source in stage.mixture.sources)
-    return max(1, round(samples * training.epochs / training.batch))
 
 
 def print_trainable(stage: StageSpec, rows: list[TrainableRow]) -> None:

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 from mmmoe import dist, paths
 from mmmoe.data.shards import ShardSet
+from mmmoe.data.template import load_tokenizer
+from mmmoe.engine.groups import freeze, parameter_groups, trainable_parameters
+from mmmoe.models.build import add_adapters, build_model
+from mmmoe.models.keys import canonical
+from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spec import EfficientNetLiteTower, PretrainedLanguage
 from mmmoe.stages.handover import Heritage, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -34,6 +39,7 @@ def problems(spec: RunSpec) -> Iterator[str]:
         yield from (f"{where}.{text}" for text in _length(stage, world))
         yield from (f"{where}.{text}" for text in _data(stage))
         seen.append(stage.name)
+    yield from _names_in_model(spec)
     for benchmark in spec.evaluation.benchmarks if spec.evaluation else ():
         if not paths.resolve(benchmark.file).is_file():
             yield f"evaluation.benchmarks.{benchmark.name}: no file {benchmark.file}; prepare the data first"
@@ -49,9 +55,11 @@ def _model(spec: RunSpec) -> Iterator[str]:
             yield f"model.language.path: {language.path} holds no Hugging Face model (no config.json); download it there"
         elif not any(folder.glob("*.safetensors")):
             yield f"model.language.path: {language.path} has a config but no *.safetensors weights"
-    tokenizer = language.tokenizer or (language.path if isinstance(language, PretrainedLanguage) else "")
-    if not paths.resolve(tokenizer).is_dir():
-        yield f"model.language.tokenizer: no folder {tokenizer}; prepare the data or name a tokenizer's folder"
+    tokenizer = tokenizer_folder(spec.model)
+    try:
+        load_tokenizer(paths.resolve(tokenizer))
+    except ValueError as error:
+        yield f"model.language.tokenizer: {error}"
     if not isinstance(tower, EfficientNetLiteTower) and tower.path and not paths.resolve(tower.path).is_file():
         yield f"model.tower.path: no file {tower.path}; put the open_clip checkpoint there"
 
@@ -72,6 +80,23 @@ def _start(spec: RunSpec, stage: StageSpec, seen: list[str]) -> Iterator[str]:
 
 def _names(spec: RunSpec) -> list[str]:
     return [stage.name for stage in spec.stages]
+
+
+def _names_in_model(spec: RunSpec) -> Iterator[str]:
+    """Builds the model without weights and tries every stage's adapter sites and name patterns on it."""
+    try:
+        model = build_model(spec.model, spec.seed, meta=True)
+    except ValueError as error:
+        yield f"model: {error}"
+        return
+    for stage in spec.stages:
+        try:
+            add_adapters(model, stage.adapters, spec.seed)
+            freeze(model, stage.trains, canonical)
+            trainable = trainable_parameters(model, canonical)
+            parameter_groups(trainable, stage.training.optimizer)
+        except ValueError as error:
+            yield f"stages.{stage.name}.{error}"
 
 
 def _length(stage: StageSpec, world: int) -> Iterator[str]:

@@ -8,11 +8,11 @@ from mmmoe.engine.groups import freeze
 from mmmoe.engine.loop import fit
 from mmmoe.engine.metrics import MetricsFile
 from mmmoe.models.keys import canonical
-from mmmoe.stages.draw import draw
+from mmmoe.stages.draw import draw, total_steps
 from mmmoe.stages.handover import Heritage, build_stage_model
 from mmmoe.stages.ledger import RunFolder, Stopped
 from mmmoe.stages.observe import StageObserver
-from mmmoe.stages.plan import print_trainable, total_steps
+from mmmoe.stages.plan import print_trainable
 from mmmoe.stages.saver import StageSaver
 from mmmoe.stages.spec import RunSpec, StageSpec
 

@@ -1,6 +1,12 @@
+"""Benchmark files on demand, and this folder's own modules importable (also by the processes a test starts)."""
+
 import json
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """A model and template small enough to know every answer by hand."""
 
+import os
 from dataclasses import dataclass
 
 import torch
 
+from mmmoe import dist
 from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.evaluation.runner import evaluate
+from mmmoe.evaluation.subject import Subject
 from mmmoe.models.output import ModelOutput
 
 VOCABULARY = 128
@@ -104,3 +108,17 @@ class FakeModel(torch.nn.Module):
             said = [ord(c) for c in str(int(next(shades)))] if IMAGE_ID in real else [real[0]]
             rows.append(said[:max_new_tokens])
         return rows
+
+
+def make_subject():
+    return Subject(FakeModel(), FakeTemplate(), FakeTransform(), torch.device("cpu"))
+
+
+def sit_in_process(rank, world, port, spec, folder):
+    """Evaluates as one of several processes and writes down what came out."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.start()
+    rows = evaluate(make_subject(), spec, folder, "trained")
+    (folder / f"rank{rank}.txt").write_text(repr([(r.benchmark, r.n, r.score, r.prompt_hash) for r in rows]))
+    dist.stop()

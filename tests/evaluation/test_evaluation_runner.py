@@ -4,19 +4,14 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform
+from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform, make_subject, sit_in_process
 from rich.console import Console
 
-from mmmoe import dist
 from mmmoe.evaluation.runner import evaluate, evaluate_all
 from mmmoe.evaluation.scores import read_scores
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
 from mmmoe.evaluation.subject import Subject
 from mmmoe.evaluation.table import score_table
-
-
-def make_subject():
-    return Subject(FakeModel(), FakeTemplate(), FakeTransform(), torch.device("cpu"))
 
 
 @pytest.fixture
@@ -112,17 +107,6 @@ def test_the_table_shows_score_interval_and_baselines(spec, tmp_path):
     assert "partial" in text
 
 
-def _process(rank, world, port, spec, folder):
-    import os
-
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.start()
-    rows = evaluate(make_subject(), spec, folder, "trained")
-    (folder / f"rank{rank}.txt").write_text(repr([(r.benchmark, r.n, r.score, r.prompt_hash) for r in rows]))
-    dist.stop()
-
-
 def test_two_processes_write_the_same_answers_as_one(spec, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
     both.mkdir()
@@ -130,7 +114,7 @@ def test_two_processes_write_the_same_answers_as_one(spec, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_process, (2, port, spec, both), nprocs=2)
+    mp.spawn(sit_in_process, (2, port, spec, both), nprocs=2)
     for name in ("said", "chosen"):
         assert (both / "trained" / f"{name}.jsonl").read_text() == (alone / "trained" / f"{name}.jsonl").read_text()
     expected = repr([(row.benchmark, row.n, row.score, row.prompt_hash) for row in rows])

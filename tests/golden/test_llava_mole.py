@@ -62,7 +62,7 @@ def test_feed_forward(case, way, monkeypatch):
     base.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
     tape = RoutingTape(["mlp"])
     block = MoLEFeedForward(base, mole_spec(config), tape, 0)
-    block.router.linear.load_state_dict({n: weights[f"router.{n}"] for n in ("weight", "bias")})
+    block.router.load_state_dict({n: weights[f"router.{n}"] for n in ("weight", "bias")})
     for name, experts in block.experts.items():
         experts.a_ERD.data, experts.b_EDR.data = stacked(weights, f"moe_{name}", config["experts"])
         experts.strategy = "sorted" if way == "sorted" else "masked"
@@ -83,7 +83,7 @@ def test_feed_forward(case, way, monkeypatch):
         for e in range(config["experts"]):
             case.check(f"grad_weight.moe_{name}.{e}.lora_A", experts.a_ERD.grad[e])
             case.check(f"grad_weight.moe_{name}.{e}.lora_B", experts.b_EDR.grad[e])
-    for name, parameter in block.router.linear.named_parameters():
+    for name, parameter in block.router.named_parameters():
         if f"weight.router.{name}" in case.meta["no_gradient"]:
             assert parameter.grad is None
         else:
@@ -144,7 +144,7 @@ def ours_by_official(model, experts, gradient=False):
             official = official.replace("lora.a_ERD", "lora_A.default.weight")
             found[official.replace("lora.b_EDR", "lora_B.default.weight")] = value[0]
         else:
-            official = official.replace("router.linear", "router").replace("connector.layers", "in_adaptor.projector")
+            official = official.replace("connector.layers", "in_adaptor.projector")
             official = re.sub(r"bounds\.(start|end)_D", r"in_adaptor.visual_\1_token", official)
             found[official] = value.reshape(1, 1, -1) if "visual_" in official else value
     return found

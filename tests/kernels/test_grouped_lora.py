@@ -9,7 +9,14 @@ from mmmoe.kernels.grouped_lora.op import group_by_expert, grouped_lora, sorted_
 from mmmoe.kernels.grouped_lora.reference import grouped_lora_reference
 
 # N tokens, D in, F out, E experts, R rank, K chosen
-SHAPES = [(7, 5, 6, 3, 2, 1), (1, 4, 4, 3, 1, 1), (0, 4, 5, 3, 2, 1), (13, 8, 3, 1, 4, 1), (16, 6, 9, 4, 3, 2), (9, 5, 5, 3, 2, 3)]  # fmt: skip
+SHAPES = [
+    (7, 5, 6, 3, 2, 1),
+    (1, 4, 4, 3, 1, 1),
+    (0, 4, 5, 3, 2, 1),
+    (13, 8, 3, 1, 4, 1),
+    (16, 6, 9, 4, 3, 2),
+    (9, 5, 5, 3, 2, 3),
+]
 
 
 def draw(shape, *, gated=False, dtype=torch.float64, seed=0):

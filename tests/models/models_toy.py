@@ -31,7 +31,8 @@ class ToyTower(Tower):
         self.freeze()
 
     def forward(self, pixels_ICHW):
-        return self.linear(nn.functional.pixel_unshuffle(pixels_ICHW, 2).flatten(2).transpose(1, 2))
+        cells_IPC = nn.functional.pixel_unshuffle(pixels_ICHW, 2).flatten(2).transpose(1, 2)
+        return self.linear(cells_IPC.to(self.linear.weight.dtype))
 
 
 def toy_model(*, bounds=True, max_positions=128, seed=0):

@@ -100,7 +100,7 @@ def test_folders_that_will_not_do_are_refused(folder, tmp_path_factory):
     with pytest.raises(ValueError, match="lack 9 tensors"):
         build_language(PretrainedLanguage(path=str(folder)))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="no \\*.safetensors file"):
+    with pytest.raises(ValueError, match=r"no \*\.safetensors file"):
         build_language(PretrainedLanguage(path=str(folder)))
 
 
@@ -114,12 +114,7 @@ def test_canonical_names_leave_the_base_out():
 def test_connector_positions():
     torch.manual_seed(0)
     plain, placed = (MLPConnector(ConnectorSpec(position_std=std), 6, 8, 500) for std in (0.0, 0.5))
-    assert [n for n, _ in plain.named_parameters()] == [
-        "layers.0.weight",
-        "layers.0.bias",
-        "layers.2.weight",
-        "layers.2.bias",
-    ]
+    assert "position_PD" not in dict(plain.named_parameters())
     assert placed.position_PD.std().item() == pytest.approx(0.5, rel=0.05)
     placed.layers.load_state_dict(plain.layers.state_dict())
     x = torch.randn(2, 500, 6)

@@ -21,9 +21,7 @@ def test_loss_equals_the_language_models_own():
     model = toy_mole()
     batch = toy_batch()
     output = model(**batch)
-    spliced = model._splice(
-        *(batch[k] for k in ("input_ids_BT", "attention_mask_BT", "labels_BT", "pixels_ICHW")), None
-    )
+    spliced = model._splice(*batch.values(), None)
     own = model.language(
         inputs_embeds=spliced.embeddings_BTD, attention_mask=spliced.mask_BT, labels=spliced.labels_BT
     ).loss
@@ -156,3 +154,25 @@ def test_a_copy_has_a_tape_of_its_own():
         twin(**batch)
     assert rows == {}
     assert torch.equal(twin(**batch).nll_B, model(**batch).nll_B)
+
+
+def test_prompts_that_do_not_fit_are_refused():
+    ids, mask = left_padded(toy_batch())
+    with pytest.raises(ValueError, match="a prompt of 17 positions is longer than the model's 12"):
+        toy_model(max_positions=12).generate(ids, mask, toy_batch()["pixels_ICHW"], max_new_tokens=1, eos_id=None)
+
+
+@pytest.mark.parametrize("selection", ["top1", "top1_gated", "dense"])
+def test_bfloat16_stays_near_float32(selection):
+    model, batch = toy_mole(selection=selection), toy_batch()
+    exact = model(**batch)
+    low = copy.deepcopy(model).bfloat16()
+    output = low(**batch)
+    output.loss(9, 3).backward()
+    assert output.nll_B.dtype == output.auxiliary["balance"].dtype == torch.float32
+    torch.testing.assert_close(output.nll_B, exact.nll_B, rtol=0.05, atol=0.0)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in low.parameters() if p.requires_grad)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(**batch)
+        torch.testing.assert_close(mixed.nll_B, exact.nll_B, rtol=0.05, atol=0.0)
+        mixed.loss(9, 3).backward()

@@ -77,7 +77,7 @@ def test_3_one_choice_a_block_and_one_router_a_layer():
         first(x), second(x)
     assert len(asked) == 3
     assert all(torch.equal(index, asked[0]) for index in asked)
-    assert first.router.linear.weight is not second.router.linear.weight
+    assert first.router.weight is not second.router.weight
     assert not torch.equal(rows[0].index_BT, rows[1].index_BT)
     assert torch.equal(rows[0].index_BT.view(-1, 1), asked[0])
 
@@ -134,12 +134,12 @@ def test_7_the_text_loss_reaches_the_router_only_where_the_gate_is_used(selectio
     model = toy_mole(selection=selection)
     output = model(**toy_batch())
     text = torch.autograd.grad(
-        output.nll_B.sum(), [b.router.linear.weight for b in blocks_of(model)], retain_graph=True, allow_unused=True
+        output.nll_B.sum(), [b.router.weight for b in blocks_of(model)], retain_graph=True, allow_unused=True
     )
     # The last block's router can only be reached through its own gate; so can the first, as choices have no gradient.
     for gradient in text:
         assert (gradient is None) if selection == "top1" else (gradient.abs().sum() > 0)
-    balance = torch.autograd.grad(output.auxiliary["balance"].sum(), [b.router.linear.weight for b in blocks_of(model)])
+    balance = torch.autograd.grad(output.auxiliary["balance"].sum(), [b.router.weight for b in blocks_of(model)])
     assert all(gradient.abs().sum() > 0 for gradient in balance)
 
 

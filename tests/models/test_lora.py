@@ -59,7 +59,7 @@ def test_router_works_in_float32_under_lower_precision():
 
 def test_injection_changes_what_the_patterns_name_and_nothing_else():
     model = toy_model()
-    before = {name: p for name, p in model.named_parameters()}
+    before = dict(model.named_parameters())
     model.add_adapters([lora_spec(sites=["language.*.q_proj"]), mole_spec(sites=["language.model.layers.1.mlp"])])
     found = {name for name, m in model.named_modules() if isinstance(m, LoRALinear | MoLEFeedForward)}
     layers = "language.model.layers"

@@ -51,13 +51,21 @@ def test_seeds_are_averaged_and_widen_the_interval(tmp_path):
     assert "means over seeds" in text
 
 
-def test_several_benchmarks_of_a_domain_and_gaps(tmp_path):
-    rows = [row("one", "general", 0.5, benchmark=b) for b in ("vqa", "caption")] + [
-        row("two|x", "general", 0.4, benchmark="vqa")
-    ]
+def test_a_domain_is_the_mean_of_its_benchmarks(tmp_path):
+    rows = [row("one", "general", score, benchmark=b) for b, score in (("vqa", 0.5), ("caption", 0.7))]
+    rows.append(row("two|x", "general", 0.4, benchmark="vqa"))
     text = write_experiment(tmp_path, rows).read_text()
-    assert "| variant | general: vqa | general: caption |" in text
-    assert "| two\\|x | 40.0 (36.0 to 44.0) | – |" in text
+    half = 4.0 / 2**0.5  # two independent intervals of 4 points either side
+    assert f"| one | 60.0 ({60 - half:.1f} to {60 + half:.1f}) |" in text
+    assert "| general | caption | 25.0 | 30.0 | 70.0 (66.0 to 74.0) | – |" in text
+    assert "two\\|x" in text
+
+
+def test_many_benchmarks_lie_below_each_other(tmp_path):
+    rows = [row(v, f"domain {at}", 0.5) for at in range(15) for v in ("one", "two", "three")]
+    write_experiment(tmp_path, rows)
+    with Image.open(tmp_path / "experiment.png") as image:
+        assert image.height > 0.6 * image.width
 
 
 def test_no_rows(tmp_path):

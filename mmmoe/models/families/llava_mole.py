@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmmoe.models.connectors.bounds import ImageBounds
+from mmmoe.models.generation import greedy
 from mmmoe.models.lora.balance import balance_layers, balance_terms, masked_sums, routing_statistics, stack_rows
 from mmmoe.models.lora.inject import inject
 from mmmoe.models.lora.router import RoutingRow, RoutingTape
@@ -126,7 +126,12 @@ class LlavaMole(nn.Module):
         self.eval()
         try:
             spliced = self._splice(input_ids_BT, attention_mask_BT, None, pixels_ICHW, features_IPC, left=True)
-            return self._continue(spliced, max_new_tokens, eos_id, pad_id)
+            if spliced.mask_BT.shape[1] > self.max_positions:
+                raise ValueError(
+                    f"a prompt of {spliced.mask_BT.shape[1]} positions is longer than the model's "
+                    f"{self.max_positions}; shorten it or raise max_positions"
+                )
+            return greedy(self.language, spliced, max_new_tokens, eos_id, pad_id)
         finally:
             self.train(was_training)
 
@@ -151,9 +156,9 @@ class LlavaMole(nn.Module):
             untouched_1PD = self._image_tokens(unseen).to(text_BTD.dtype) * 0.0
             text_BTD = text_BTD + untouched_1PD.sum()
             tokens_IPD = untouched_1PD[:0]
-        return splice(
-            text_BTD, input_ids_BT, mask_BT, tokens_IPD, labels_BT, max_positions=self.max_positions, left=left
-        )
+        # A prompt must not lose its end, so generation (left) cuts nothing.
+        limit = None if left else self.max_positions
+        return splice(text_BTD, input_ids_BT, mask_BT, tokens_IPD, labels_BT, max_positions=limit, left=left)
 
     def _image_tokens(self, features_IPC: Tensor) -> Tensor:
         tokens_IPD: Tensor = self.connector(features_IPC)
@@ -182,32 +187,6 @@ class LlavaMole(nn.Module):
             weights["balance"] = self.balance.weight
         routing = routing_statistics(tape.layers, probability_LBTE, probability_BLE, load_BLE, mask_BT)
         return ModelOutput(output.nll_B, output.num_targets_B, auxiliary, layers, weights, routing)
-
-    def _continue(self, prompt: Splice, max_new_tokens: int, eos_id: int | None, pad_id: int) -> list[list[int]]:
-        decoder, head = self.language.get_decoder(), self.language.get_output_embeddings()
-        embed = self.language.get_input_embeddings()
-        embeddings_BTD, mask_BT = prompt.embeddings_BTD, prompt.mask_BT
-        position_B1 = mask_BT.sum(1, keepdim=True)
-        position_BT, cache = prompt.position_BT, None
-        finished_B = torch.zeros(mask_BT.shape[0], dtype=torch.bool, device=mask_BT.device)
-        chosen: list[Tensor] = []
-        for _ in range(max_new_tokens):
-            result = decoder(
-                inputs_embeds=embeddings_BTD, attention_mask=mask_BT, position_ids=position_BT,
-                past_key_values=cache, use_cache=True,
-            )  # fmt: skip
-            cache = result.past_key_values
-            token_B = head(result.last_hidden_state[:, -1]).argmax(dim=-1).masked_fill(finished_B, pad_id)
-            chosen.append(token_B)
-            if eos_id is not None:
-                finished_B = finished_B | (token_B == eos_id)
-                if bool(finished_B.all()):
-                    break
-            embeddings_BTD, position_BT = embed(token_B)[:, None], position_B1
-            position_B1 = position_B1 + 1
-            mask_BT = F.pad(mask_BT, (0, 1), value=True)
-        rows: list[list[int]] = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in range(len(finished_B))]
-        return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
 
 
 def _without_samples(output: ModelOutput) -> ModelOutput:

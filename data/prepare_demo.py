@@ -6,6 +6,7 @@ Run it as `python data/prepare_demo.py`. A second run finds the manifest, checks
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import sys
 import time
@@ -144,22 +145,27 @@ def write_tokenizer(rows: dict[str, list[dict[str, Any]]], progress: Progress) -
 
 
 def pack_sources(progress: Progress) -> None:
-    """Packs every source into indexed shards."""
+    """Packs every source into indexed shards, a source to a process."""
     from demo.render import cores
 
+    task = progress.add_task("pack shards", total=len(SOURCES))
+    with multiprocessing.Pool(cores()) as pool:
+        for _ in pool.imap_unordered(pack_source, SOURCES):
+            progress.advance(task)
+
+
+def pack_source(source: str) -> int:
+    """Packs one source and returns its number of samples."""
     from mmmoe.data.pack import pack
 
-    task = progress.add_task("pack shards", total=len(SOURCES))
-    for source in SOURCES:
-        pack(
-            FOLDER / source / "train.json",
-            FOLDER / "images",
-            FOLDER / "shards" / source,
-            samples_per_shard=SAMPLES_PER_SHARD,
-            domain=source,
-            workers=cores(),
-        )
-        progress.advance(task)
+    report = pack(
+        FOLDER / source / "train.json",
+        FOLDER / "images",
+        FOLDER / "shards" / source,
+        samples_per_shard=SAMPLES_PER_SHARD,
+        domain=source,
+    )
+    return report.samples
 
 
 if __name__ == "__main__":

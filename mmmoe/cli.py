@@ -183,7 +183,9 @@ def guarded(call: Callable[[], None]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOENT):
             raise
-        _tell(f"{error.filename or 'a file'}: {error.strerror}; nothing finished was lost: make room, then resume the run")
+        _tell(
+            f"{error.filename or 'a file'}: {error.strerror}; nothing finished was lost: make room, then resume the run"
+        )
         return NO_ROOM
     return 0
 

@@ -39,11 +39,15 @@ def test_every_stage_file_is_used_by_a_run():
     assert unused == []
 
 
-@pytest.mark.parametrize("path", sorted(p for d in DECLARED for p in (ROOT / d).rglob("*.yaml") if "local" not in p.parts))
+@pytest.mark.parametrize(
+    "path", sorted(p for d in DECLARED for p in (ROOT / d).rglob("*.yaml") if "local" not in p.parts)
+)
 def test_every_yaml_says_what_it_is_and_how_to_use_it(path):
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ")
-    assert any(re.match(r"^# (mmmoe|make|python) ", line) for line in lines[:3]), "second line: one command that runs it"
+    assert any(re.match(r"^# (mmmoe|make|python) ", line) for line in lines[:3]), (
+        "second line: one command that runs it"
+    )
 
 
 @pytest.mark.parametrize("folder", DECLARED)
@@ -77,7 +81,12 @@ def test_every_op_has_reference_op_test_and_bench(op):
 
 
 def test_no_file_is_longer_than_a_sitting():
-    sources = [p for folder in ("mmmoe", "tests", "data", "kernels") for p in (ROOT / folder).rglob("*.py") if "local" not in p.parts]
+    sources = [
+        p
+        for folder in ("mmmoe", "tests", "data", "kernels")
+        for p in (ROOT / folder).rglob("*.py")
+        if "local" not in p.parts
+    ]
     long = {str(p.relative_to(ROOT)): n for p in sources if (n := len(p.read_text().splitlines())) > 400}
     assert long == {}
 

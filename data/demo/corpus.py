@@ -13,6 +13,9 @@ from demo.splits import generator
 
 Row = dict[str, Any]
 
+DESCRIBE = "Describe the picture."
+"""What is said before a caption; on the text side the same words ask for the description to be repeated."""
+
 
 def turns(opening: str, asked: Sequence[Asked]) -> list[dict[str, str]]:
     """Returns the turns of a dialogue that opens with a picture or its description."""
@@ -25,7 +28,7 @@ def turns(opening: str, asked: Sequence[Asked]) -> list[dict[str, str]]:
 
 def caption_row(path: str, domain: str, caption: str) -> Row:
     """Returns one picture with its caption, for alignment."""
-    said = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption}]
+    said = [{"from": "human", "value": f"<image>\n{DESCRIBE}"}, {"from": "gpt", "value": caption}]
     return {"id": key_of("caption", path), "image": path, "domain": domain, "conversations": said}
 
 
@@ -49,7 +52,10 @@ def text_rows(pictures: Sequence[Any], concepts: Sequence[Concept], words: Seque
     """Returns the text side: questions about described pictures, and facts about concepts and words."""
     rows = []
     for index, picture in enumerate(pictures):
-        asked = ask_all(picture, pool, generator("text", index))
+        draw = generator("text", index)
+        asked = ask_all(picture, pool, draw)
+        if draw.random() < 0.5:
+            asked.insert(draw.randrange(len(asked) + 1), Asked("caption", DESCRIBE, describe(picture)))
         if asked:
             rows.append(text_row(turns(f"Picture: {describe(picture)}", asked)))
     for concept in concepts:

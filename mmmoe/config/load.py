@@ -34,6 +34,8 @@ def load(path: Path, spec_type: type[S], overrides: list[str] | None = None) -> 
         ConfigError: with one line a problem: file:line, key path, what is wrong, the nearest known key.
     """
     tree = read(path)
+    if tree.errors and not tree.data:
+        raise ConfigError(shorten(path), tree.errors)
     apply_overrides(tree, overrides or [])
     if not isinstance(tree.data, dict):
         tree.errors.append(f"{shorten(path)}:1: must be a mapping of keys, got {type(tree.data).__name__}")
@@ -74,12 +76,18 @@ def _real_route(data: Any, loc: tuple[str | int, ...]) -> Route:
     route: list[str | int] = []
     for position, part in enumerate(loc):
         is_last = position == len(loc) - 1
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+        if _holds(data, part):
             data = data[part]
         elif not is_last or not isinstance(data, dict):
             continue
         route.append(part)
     return tuple(route)
+
+
+def _holds(data: Any, part: str | int) -> bool:
+    if isinstance(data, list):
+        return isinstance(part, int) and part < len(data)
+    return isinstance(data, dict) and part in data
 
 
 def _fields(spec_type: Any, loc: tuple[str | int, ...]) -> list[str]:

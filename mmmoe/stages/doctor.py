@@ -51,7 +51,9 @@ def findings() -> Iterator[Finding]:
     yield Finding("processors", f"{os.cpu_count()} ({torch.get_num_threads()} threads for torch)")
     yield Finding("memory", f"{psutil.virtual_memory().available / 2**30:.1f} GiB free")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    yield Finding("disk", f"{free:.1f} GiB free here", free > ROOM_GB, "make room: data, features and runs are kept here")
+    yield Finding(
+        "disk", f"{free:.1f} GiB free here", free > ROOM_GB, "make room: data, features and runs are kept here"
+    )
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("accelerators", ", ".join(names) or "none; everything runs on the CPU")
     yield Finding("collectives", "nccl" if names else "gloo")

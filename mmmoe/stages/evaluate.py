@@ -87,5 +87,3 @@ def _before_pictures(heritage: Heritage) -> LlavaMole:
             if name.startswith("language.") and not any(part in name for part in adapters):
                 own[name].data.copy_(tensor)
     return model
-
-

@@ -115,5 +115,7 @@ def rebuild(path: Path) -> tuple[LlavaMole, Heritage]:
 
 def _flat(value: Any, route: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{route}.{key}" if route else key).items()}
+        return {
+            k: v for key, inner in value.items() for k, v in _flat(inner, f"{route}.{key}" if route else key).items()
+        }
     return {route: value}

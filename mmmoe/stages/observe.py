@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +9,11 @@ from torch import Tensor
 
 from mmmoe import dist
 from mmmoe.data.collate import Batch
+from mmmoe.data.spec import SourceSpec
 from mmmoe.engine.metrics import MetricsFile, peak_memory_mb
 from mmmoe.engine.protocol import StepRecord, TrainingBatch, TrainingOutput
 from mmmoe.models.output import ModelOutput, RoutingStatistics
+from mmmoe.stages.saver import StageSaver
 
 
 class StageObserver:
@@ -22,22 +23,19 @@ class StageObserver:
     all-reduce a step: a few hundred numbers, whatever the batch.
     """
 
-    def __init__(
-        self, metrics: MetricsFile | None, sources: list[str], domains: list[str], save: Callable[[int], None], every: int
-    ) -> None:
+    def __init__(self, metrics: MetricsFile | None, sources: list[SourceSpec], saver: StageSaver) -> None:
         """Begins a stage.
 
         Args:
             metrics: The file to write; None on all processes but the first.
-            sources: Names of the mixture's sources.
-            domains: Their domain tags, each once.
-            save: Writes the state after so many steps; collective.
-            every: Steps between two saves.
+            sources: The mixture's sources; load is split by the domain that the mixture gives each of them.
+            saver: Writes the checkpoints.
         """
         self._metrics = metrics
-        self._save, self._every = save, every
-        self._sources = sources
-        self._domains = domains
+        self._saver = saver
+        self._sources = [source.name for source in sources]
+        self._domains = list(dict.fromkeys(source.domain for source in sources))
+        self._domain_S = torch.tensor([self._domains.index(source.domain) for source in sources])
         self._clear()
 
     def _clear(self) -> None:
@@ -52,16 +50,18 @@ class StageObserver:
 
     def should_save(self, step: int) -> bool:
         """Says whether a checkpoint is due."""
-        return step % self._every == 0
+        return self._saver.is_due(step)
 
     def save(self, step: int) -> None:
         """Writes a checkpoint."""
-        self._save(step)
+        self._saver.save(step)
 
     def on_batch(self, batch: TrainingBatch, output: TrainingOutput) -> None:
         """Adds one micro-batch of this process."""
         assert isinstance(batch, Batch)
         assert isinstance(output, ModelOutput)
+        if batch.num_samples == 0:
+            return
         source_B = batch.source_B.cpu()
         self._nll_S.index_add_(0, source_B, output.nll_B.detach().double().cpu())
         self._targets_S.index_add_(0, source_B, output.num_targets_B.double().cpu())
@@ -74,7 +74,7 @@ class StageObserver:
 
     def _add_routing(self, routing: RoutingStatistics, batch: Batch) -> None:
         self._layers = routing.layers
-        domain_B = torch.tensor([self._domains.index(domain) for domain in batch.domains])
+        domain_B = self._domain_S[batch.source_B.cpu()]
         load_BLE = routing.load_BLE.double().cpu()
         if self._load is None:
             self._load = torch.zeros(len(self._domains), *load_BLE.shape[1:], dtype=torch.float64)

@@ -47,7 +47,9 @@ def print_plan(spec: RunSpec) -> None:
 
 
 def _stage_table(spec: RunSpec) -> Table:
-    table = Table("stage", "starts from", "steps", "batch", "micro batch", "peak lr", "template", "sources", title=spec.name)
+    table = Table(
+        "stage", "starts from", "steps", "batch", "micro batch", "peak lr", "template", "sources", title=spec.name
+    )
     before = "base weights"
     for stage in spec.stages:
         training = stage.training
@@ -112,4 +114,3 @@ def grid_row(spec: ModelSpec, adapters: list[AdapterSpec], experts: int, rank: i
         elif ".lora." in name or ".experts." in name:
             found[0 if ".mlp." in name else 1] += parameter.numel()
     return found[0], found[1], found[2]
-

@@ -52,7 +52,7 @@ def _model(spec: RunSpec) -> Iterator[str]:
     if isinstance(language, PretrainedLanguage):
         folder = paths.resolve(language.path)
         if not (folder / "config.json").is_file():
-            yield f"model.language.path: {language.path} holds no Hugging Face model (no config.json); download it there"
+            yield f"model.language.path: {language.path} holds no Hugging Face model (no config.json); put one there"
         elif not any(folder.glob("*.safetensors")):
             yield f"model.language.path: {language.path} has a config but no *.safetensors weights"
     tokenizer = tokenizer_folder(spec.model)

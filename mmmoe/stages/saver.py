@@ -1,4 +1,4 @@
-"""A stage's checkpoints: what goes into them, where they stand, which one a stage goes on from."""
+"""A stage's checkpoints: what they say of it, which one it goes on from, and the one it leaves behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from mmmoe import dist
 from mmmoe.engine import checkpoint
+from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.protocol import Engine
 from mmmoe.log import logger
 from mmmoe.models.spec import AdapterSpec
@@ -16,7 +17,7 @@ from mmmoe.stages.spec import RunSpec, StageSpec
 
 
 class StageSaver:
-    """Writes a stage's state in the background and finds it again; every method is collective."""
+    """Saves a stage's engine and finds its state again; every method is collective."""
 
     def __init__(
         self,
@@ -27,10 +28,9 @@ class StageSaver:
         engine: Engine,
         folder: Path,
     ) -> None:
-        self._stage, self._heritage, self._engine = stage, heritage, engine
-        self._folder = folder
-        self._steps = folder / "checkpoints"
-        self._writer = checkpoint.BackgroundWriter()
+        self._name, self._heritage, self._engine = stage.name, heritage, engine
+        self._folder, self._steps = folder, folder / "checkpoints"
+        self._keeper = CheckpointKeeper(self._steps, stage.training.checkpoint)
         self._seed = run.seed
         self._declared: dict[str, Any] = {
             "model": run.model.model_dump(mode="json"),
@@ -41,31 +41,23 @@ class StageSaver:
 
     def restore(self) -> int:
         """Puts the newest sound checkpoint into the engine; returns its step, 0 when there is none."""
-        found = checkpoint.latest_valid(self._steps) if dist.rank() == 0 else None
-        name = dist.gather_objects(str(found) if found else None)[0]
-        if name is None:
+        held = self._keeper.resume(self._engine)
+        if held is None:
             return 0
-        saved = checkpoint.read(Path(str(name)))
-        self._engine.load(saved.tensors, saved.moments, saved.state.step)
-        logger().info("stage %s goes on after step %d (%s)", self._stage.name, saved.state.step, name)
-        return saved.state.step
+        logger().info("stage %s goes on after step %d", self._name, held.state.step)
+        return held.state.step
+
+    def is_due(self, step: int) -> bool:
+        """Says whether the stage asks for a checkpoint after so many steps."""
+        return self._keeper.is_due(step)
 
     def save(self, step: int) -> None:
         """Writes what trains and its moments; the file work is done beside the training."""
-        tensors, moments = self._engine.tensors(), self._engine.optimizer_tensors()
-        if dist.rank() != 0:
-            return
-        state, keep = self._state(step), self._stage.training.checkpoint.keep
-
-        def write() -> None:
-            checkpoint.write(self._steps, state, tensors, moments)
-            checkpoint.prune(self._steps, keep)
-
-        self._writer.submit(write)
+        self._keeper.save(self._engine, self._state(step))
 
     def finish(self, step: int) -> None:
         """Writes `final`: all tensors that this stage and the ones before it trained, without moments."""
-        self._writer.wait()
+        self._keeper.wait()
         tensors = self._engine.tensors()
         if dist.rank() == 0:
             inherited = self._heritage.checkpoint.tensors if self._heritage else {}
@@ -73,9 +65,9 @@ class StageSaver:
             shutil.rmtree(self._steps, ignore_errors=True)
         dist.barrier()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for what is being written."""
-        self._writer.wait()
+        self._keeper.wait()
 
     def _state(self, step: int) -> checkpoint.CheckpointState:
         parent = self._heritage.checkpoint.digest if self._heritage else None

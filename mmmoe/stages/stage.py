@@ -40,15 +40,13 @@ def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Herit
     if metrics is not None:
         metrics.truncate_after(start)
         folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
-    names = [s.name for s in stage.mixture.sources]
-    domains = list(dict.fromkeys(s.domain for s in stage.mixture.sources))
-    observer = StageObserver(metrics, names, domains, saver.save, training.checkpoint.every or steps + 1)
+    observer = StageObserver(metrics, stage.mixture.sources, saver)
     try:
         result = fit(engine, source, training, steps, start, observer, title=f"stage {stage.name}")
         if result.stopped:
+            saver.wait()
             raise Stopped(stage.name, result.step)
         saver.finish(steps)
     finally:
         source.close()
-        saver.close()
         engine.close()

@@ -104,7 +104,12 @@ def test_broken_files(tmp_path, text, said):
 
 @pytest.mark.parametrize(
     ("override", "said"),
-    [("title", "key.path=value"), ("items.z.rate=1", "named a"), ("titl=x", "did you mean 'title'"), ("title=[", "not valid YAML")],
+    [
+        ("title", "key.path=value"),
+        ("items.z.rate=1", "named a"),
+        ("titl=x", "did you mean 'title'"),
+        ("title=[", "not valid YAML"),
+    ],
 )
 def test_broken_overrides(tmp_path, override, said):
     path = write(tmp_path, "top.yaml", "title: t\nitems: [{name: a}]\n")

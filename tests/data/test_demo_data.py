@@ -57,9 +57,6 @@ def picture_of_each_kind():
     ]
 
 
-# Splits
-
-
 @pytest.mark.parametrize(
     ("split_of", "share"),
     [(splits.concept_split, 1 / 8), (splits.word_split, 1 / 6), (splits.number_split, 1 / 6)],
@@ -94,9 +91,6 @@ def test_no_table_is_in_two_splits_and_each_split_has_both_kinds():
         assert any(table.times for table in found)
 
 
-# Colours
-
-
 @pytest.mark.parametrize(
     ("rgb", "name"),
     [
@@ -124,9 +118,6 @@ def test_the_main_colour_covers_more_than_half_of_what_is_drawn():
     assert colour.main_colour(picture) == "red"
     picture.paste((40, 90, 210, 255), (0, 2, 10, 4))
     assert colour.main_colour(picture) is None
-
-
-# Drawings
 
 
 @pytest.fixture
@@ -202,9 +193,6 @@ def test_the_held_out_font_is_used_by_nobody_else(tmp_path):
     assert Counter(card.word for card in train.word_cards(20)) == dict.fromkeys((w.upper() for w in WORDS), 2)
 
 
-# Charts
-
-
 @pytest.mark.parametrize(
     ("values", "trend"),
     [
@@ -251,9 +239,6 @@ def test_lines_have_the_trend_they_are_asked_for(training_tables):
         assert chart.draw().size == (emoji.SIZE, emoji.SIZE)
 
 
-# Questions
-
-
 @pytest.mark.parametrize("picture", picture_of_each_kind(), ids=lambda p: type(p).__name__)
 def test_every_answer_is_among_the_choices_and_in_the_description(picture):
     told = q.describe(picture)
@@ -288,9 +273,6 @@ def test_a_description_names_every_kind_of_picture():
         q.describe("dog")
 
 
-# Benchmarks
-
-
 def test_no_colour_is_asked_about_more_than_a_fifth_of_the_time():
     pictures = [emoji_picture(f"a{i}", main=colour.COLOURS[i % 6 if i < 60 else 0]) for i in range(300)]
     chosen = benchmarks.capped_colours(pictures, 50)
@@ -315,9 +297,6 @@ def test_a_benchmark_line_holds_what_an_evaluation_reads():
     short = next(b for b in benchmarks.BENCHMARKS if b.name == "colour")
     (line,) = benchmarks.lines_of(short, {"coloured": [emoji_picture()]}, POOL)
     assert (line["answer"], "choices" in line) == ("red", False)
-
-
-# Dialogues
 
 
 def test_a_dialogue_shows_its_picture_once_and_answers_every_question():
@@ -350,9 +329,6 @@ def test_labels_become_plain_words():
     assert emoji.normal_code("2764-FE0F") == "2764"
 
 
-# Tokenizer
-
-
 def test_the_tokenizer_spells_capitals_and_digits_and_any_text(tmp_path):
     said = [f"USER: Picture: {word.upper()} 47 {word} ASSISTANT: {word}" for word in WORDS] * 20
     assert train_tokenizer(said, tmp_path) <= ENTRIES
@@ -367,9 +343,6 @@ def test_the_tokenizer_spells_capitals_and_digits_and_any_text(tmp_path):
     special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
     assert special == ("<s>", "</s>", "<pad>", "<unk>")
     assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}) == 4
-
-
-# Packages and manifest
 
 
 def test_without_npm_the_cure_is_named(monkeypatch):

@@ -58,7 +58,9 @@ def _start_of(run, stage):
 def test_exactly_the_declared_parameters_move(run, stage, moving):
     start, end = _start_of(run, stage), read(run / "stages" / stage / "final").tensors
     moved = {name for name in end if not (end[name] == start[name]).all()}
-    declared = {name for name in end if name.startswith(moving) or any(part in name for part in moving if part[0] == ".")}
+    declared = {
+        name for name in end if name.startswith(moving) or any(part in name for part in moving if part[0] == ".")
+    }
     if stage != "language":
         declared = {name for name in declared if not name.startswith("language.") or any(p in name for p in moving)}
     assert moved <= declared
@@ -84,12 +86,14 @@ def test_scores_have_chance_majority_blind_and_untrained(run):
 def test_report_is_one_offline_page(run):
     page = (run / "report.html").read_text()
     assert "mole" in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     assert "data:image" in page
 
 
 def test_a_second_run_takes_the_language_stage_from_the_cache(run, project, mmmoe):
-    status, said = mmmoe("run", project, "evaluation=null", "stages.align.training.steps=1", "stages.mole.training.steps=1")
+    status, said = mmmoe(
+        "run", project, "evaluation=null", "stages.align.training.steps=1", "stages.mole.training.steps=1"
+    )
     assert status == 0, said
     again = RunFolder.open(run.with_name("small-2"))
     assert again.done()["language"]["reused"] is True

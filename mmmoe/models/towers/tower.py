@@ -14,6 +14,8 @@ Fit = Literal["pad", "stretch", "crop"]
 class Tower(nn.Module):
     """A frozen image encoder: pixels in, patch features out."""
 
+    is_skippable = True
+    """A batch without images never calls it, so engines that shard parameters must leave it whole on each process."""
     num_tokens: int
     """Feature vectors of one image (P)."""
     channels: int

@@ -20,14 +20,15 @@ check: .venv/installed  ## style, types, floors and the house rules
 
 bench: .venv/installed  ## ratios against peers, in one process
 	$(BIN)/python kernels/bench/bench_grouped_lora.py
-	$(BIN)/mmmoe bench step
+	$(BIN)/mmmoe bench
 
 kernels: .venv/installed  ## every kernel op against its reference, forward and gradients
 	$(BIN)/pytest tests/kernels
 
 gpu:  ## on a machine with a CUDA device: gpu-marked tests and benchmarks, with that machine's own Python
-	$(PYTHON) -m pytest tests/kernels tests/models -m gpu
-	PYTHONPATH=. $(PYTHON) kernels/bench/bench_grouped_lora.py --device cuda
+	PYTHONPATH=. $(PYTHON) -m pytest tests/kernels -m gpu
+	mkdir -p kernels/bench/results
+	PYTHONPATH=. $(PYTHON) kernels/bench/bench_grouped_lora.py out=kernels/bench/results/latest.json
 
 docs: .venv/installed  ## the JSON schema of every declaration, for editors
 	$(BIN)/mmmoe config schema > configs/schema.json

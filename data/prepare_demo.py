@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).resolve()
 FOLDER = SCRIPT.parent / "local" / "demo"
 PACKAGES = FOLDER / "packages"
 SAMPLES_PER_SHARD = 1024
-SOURCES = ("text", "caption", "general", "document", "chart")
+SOURCES = ("text", "caption_drawing", "caption_scene", "general", "document", "chart")
 console = Console(stderr=True)
 
 
@@ -78,7 +78,7 @@ def draw(pictures: list[Any], root: Path, title: str, progress: Progress) -> lis
 
 
 def write_sources(world: Any, progress: Progress) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
-    """Draws the training pictures and writes the five sources' dialogues."""
+    """Draws the training pictures and writes all sources' dialogues."""
     from demo.corpus import caption_row, question_rows, text_rows
     from demo.plan import DOMAINS, PLANNED_DOMAIN, TEXT, TRAIN, planned, train_emoji
     from demo.questions import describe
@@ -90,8 +90,10 @@ def write_sources(world: Any, progress: Progress) -> tuple[dict[str, list[dict[s
     domain_of = {picture.path: PLANNED_DOMAIN[kind] for kind, pictures in plan.items() for picture in pictures}
     domain_of |= {picture.path: "general" for picture in emoji}
     pictures = [*emoji, *rest]
-    captions = [caption_row(p.path, domain_of[p.path], describe(p)) for p in pictures]
-    rows = {"caption": captions}
+    rows = {
+        "caption_drawing": [caption_row(p.path, domain_of[p.path], describe(p)) for p in emoji],
+        "caption_scene": [caption_row(p.path, domain_of[p.path], describe(p)) for p in rest],
+    }
     for domain in DOMAINS:
         rows[domain] = question_rows([p for p in pictures if domain_of[p.path] == domain], domain, pool)
     described = [p for kind in planned(world, "train", TEXT, "text").values() for p in kind]

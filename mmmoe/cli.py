@@ -15,8 +15,9 @@ from mmmoe.config.load import dump, load
 from mmmoe.log import console
 from mmmoe.stages.spec import RunSpec
 
-USER_MISTAKE, DIVERGED, NO_ROOM, STOPPED = 2, 3, 4, 75
-"""Exit statuses: something to correct; a loss that is not finite; disk full or read-only; stopped, to be resumed."""
+LOST_PEER, USER_MISTAKE, DIVERGED, NO_ROOM, STOPPED = 1, 2, 3, 4, 75
+"""Exit statuses: another process failed; something to correct; a loss that is not finite; disk full or read-only;
+stopped on request, to be resumed."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview.")
@@ -181,12 +182,16 @@ def guarded(call: Callable[[], None]) -> int:
         _tell(str(stopped))
         return STOPPED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOENT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            _tell(f"{error.filename or ''} {error.strerror}; what was saved before is intact: make room, then resume")
+            return NO_ROOM
+        _tell(str(error))
+        return USER_MISTAKE
+    except RuntimeError as error:
+        if dist.world_size() == 1 or "by peer" not in str(error):
             raise
-        _tell(
-            f"{error.filename or 'a file'}: {error.strerror}; nothing finished was lost: make room, then resume the run"
-        )
-        return NO_ROOM
+        _tell("another process of this run stopped; its message says why")
+        return LOST_PEER
     return 0
 
 
@@ -198,6 +203,8 @@ def _tell(text: str) -> None:
 
 def main() -> None:
     """Entry point of the `mmmoe` command."""
+    # DeepSpeed's launcher puts this before everything else; the environment says the same.
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     sys.exit(guarded(app))
 
 

@@ -44,7 +44,8 @@ def start(deadline_s: int = 1800) -> None:
     on_gpu = device().type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device())
-    torch_dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=deadline_s))
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    torch_dist.init_process_group(backend, timeout=timedelta(seconds=deadline_s))
 
 
 def stop() -> None:

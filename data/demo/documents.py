@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 from demo.emoji import SIZE
-from demo.splits import TEST_FONT, Split, generator, number_split
+from demo.splits import TEST_FONT, Split, generator
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN = 4
@@ -160,12 +160,11 @@ class Press:
         return cards
 
     def number_cards(self, number: int) -> list[NumberCard]:
-        """Returns cards of the split's own numbers from 0 to 99."""
-        own = [value for value in range(100) if number_split(value) == self.split]
+        """Returns cards of numbers from 0 to 20; what a split holds out is how they are printed."""
         cards = []
         for index in range(number):
             draw = generator("number-card", self.prefix, index)
-            cards.append(NumberCard(f"{self.prefix}-number-{index:04d}.png", draw.choice(own), self.style(draw)))
+            cards.append(NumberCard(f"{self.prefix}-number-{index:04d}.png", draw.randint(0, 20), self.style(draw)))
         return cards
 
     def pages(self, number: int) -> list[TextPage]:

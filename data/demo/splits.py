@@ -42,12 +42,6 @@ def word_split(word: str) -> Split:
     return "test" if place < 2 else "validation" if place == 2 else "train"
 
 
-def number_split(number: int) -> Split:
-    """Test 1 number in 6, validation 1 in 12."""
-    place = bucket("number", number, 12)
-    return "test" if place < 2 else "validation" if place == 2 else "train"
-
-
 def table_split(table: str) -> Split:
     """Test 1 table in 4; of the rest 1 in 5 for validation."""
     if bucket("table", table, 4) == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-ENTRIES = 2048
+ENTRIES = 3072
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 ROLES = ("USER", "ASSISTANT")
 """The template's role names, whole: spelled by letter they would be half of a short dialogue's tokens."""

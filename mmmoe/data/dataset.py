@@ -9,14 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from mmmoe import paths
-from mmmoe.config.ids import IMAGE_ID
+from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
 from mmmoe.data.features import FeatureStore
 from mmmoe.data.index import Entry
 from mmmoe.data.quarantine import BadSample, Quarantine
 from mmmoe.data.sample import Sample
 from mmmoe.data.shards import IMAGE_MARK, ShardSet
 from mmmoe.data.spec import MixtureSpec
-from mmmoe.data.template import Template
+from mmmoe.data.template import Encoded, Template
 from mmmoe.data.transforms import ImageTransform
 
 
@@ -58,8 +58,19 @@ class Dataset:
         template: Template,
         transform: ImageTransform | None,
         quarantine: Quarantine,
+        *,
+        max_positions: int | None = None,
+        image_positions: int = 1,
     ) -> None:
         """Puts the parts together.
+
+        Args:
+            sources: Where records lie.
+            template: Makes ids and labels of them.
+            transform: Makes pixels of their images.
+            quarantine: Takes the bad ones.
+            max_positions: Where the model cuts a sequence; labels beyond are no targets, so that they are not counted.
+            image_positions: Positions that the model gives one image.
 
         Raises:
             ValueError: Neither a transform nor features are given for images.
@@ -71,6 +82,7 @@ class Dataset:
         self.template = template
         self._transform = transform
         self._quarantine = quarantine
+        self._max_positions, self._image_positions = max_positions, image_positions
 
     @property
     def sizes(self) -> list[int]:
@@ -106,7 +118,7 @@ class Dataset:
         num_images = encoded.input_ids.count(IMAGE_ID)
         sample = Sample(
             input_ids=encoded.input_ids,
-            labels=encoded.labels,
+            labels=self._within_reach(encoded),
             source=source,
             key=record.key,
             domain=record.domain or origin.domain,
@@ -117,6 +129,16 @@ class Dataset:
             return sample
         assert self._transform is not None, "asked at construction"
         return replace(sample, images=tuple(self._transform(image) for image in record.images[:num_images]))
+
+    def _within_reach(self, encoded: Encoded) -> list[int]:
+        """Returns the labels without those that the model will cut off."""
+        if self._max_positions is None:
+            return encoded.labels
+        place, labels = 0, []
+        for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+            labels.append(label if place < self._max_positions else IGNORE_ID)
+            place += self._image_positions if token == IMAGE_ID else 1
+        return labels
 
     def _features(self, store: FeatureStore, shard: int, entry: Entry, count: int) -> tuple[Tensor, ...]:
         return tuple(store.get(shard, entry.first_image + number) for number in range(count))

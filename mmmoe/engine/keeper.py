@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from mmmoe import dist
@@ -53,11 +54,16 @@ class CheckpointKeeper:
         if fault is not None:
             raise fault
         if text is not None:
-            raise checkpoint.DiskFullError(f"the first rank could not write a checkpoint: {text}")
+            raise checkpoint.DiskFullError(errno.ENOSPC, f"the first rank could not write a checkpoint: {text}")
 
     def resume(self, engine: Engine) -> Checkpoint | None:
         """Puts the newest whole checkpoint into the engine and returns it, None if there is none. Collective."""
         found = checkpoint.latest_valid(self._folder) if dist.rank() == 0 else None
+        if found is not None:
+            # Damaged ones with higher numbers would count as the newest to keep and push the sound ones out.
+            for newer in checkpoint.all_steps(self._folder):
+                if newer.name > found.name:
+                    newer.rename(newer.with_name(f"damaged_{newer.name}"))
         path = dist.gather_objects(found)[0]
         if not isinstance(path, Path):
             return None

@@ -62,8 +62,8 @@ class ScheduleSpec(Spec):
 class CheckpointSpec(Spec):
     """When state is written; the end of a stage always is."""
 
-    every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints."""
+    every: int | None = Field(default=200, ge=1)
+    """Steps between checkpoints; null writes one only when the run is asked to stop."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept while a stage runs."""
 

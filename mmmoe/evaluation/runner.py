@@ -46,10 +46,12 @@ def evaluate_all(
 ) -> list[ScoreRow]:
     """Returns the rows of all variants the spec asks for: trained, blind and, when it can be built, untrained."""
     rows = evaluate(trained, spec, out_folder, "trained")
+    limit = min((limit for limit in (spec.limit, spec.baseline_limit) if limit), default=None)
+    fewer = spec.model_copy(update={"limit": limit})
     if spec.blind:
-        rows += evaluate(trained, spec, out_folder, "blind", blind=True)
+        rows += evaluate(trained, fewer, out_folder, "blind", blind=True)
     if spec.untrained and untrained is not None:
-        rows += evaluate(untrained(), spec, out_folder, "untrained")
+        rows += evaluate(untrained(), fewer, out_folder, "untrained")
     return rows
 
 

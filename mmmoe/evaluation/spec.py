@@ -30,6 +30,8 @@ class EvaluationSpec(Spec):
     batch: int = Field(default=64, ge=1)
     limit: int | None = Field(default=None, ge=1)
     """First so many questions of each benchmark; the scores are then marked partial."""
+    baseline_limit: int | None = Field(default=None, ge=1)
+    """Likewise for the blind and untrained variants alone; fewer questions show that they are at chance."""
     blind: bool = True
     """Also answer with the picture replaced by grey."""
     untrained: bool = True

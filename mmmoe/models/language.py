@@ -13,6 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mmmoe.models.spec import ModelSpec, PretrainedLanguage, ScratchLanguage
 from mmmoe.paths import resolve
 
+SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Config fields of models whose logits are more than the head's product (Gemma 2, Cohere, Granite)."""
+
 
 def build_language(spec: PretrainedLanguage | ScratchLanguage, *, meta: bool = False) -> nn.Module:
     """Returns the language model; on the meta device it is built from the declared fields and reads no weights.
@@ -21,11 +24,14 @@ def build_language(spec: PretrainedLanguage | ScratchLanguage, *, meta: bool = F
         ValueError: for a missing folder, missing weights, or a folder that is not what `config` declares.
     """
     if isinstance(spec, ScratchLanguage):
-        return _fresh(spec.config, torch.float32)
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-    if meta:
-        return _fresh(spec.config or _folder_config(resolve(spec.path)), dtype)
-    return _pretrained(spec, dtype)
+        model = _fresh(spec.config, torch.float32)
+    else:
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        model = _fresh(spec.config or _folder_config(resolve(spec.path)), dtype) if meta else _pretrained(spec, dtype)
+    scaled = [field for field in SCALED_HEADS if getattr(model.config, field, None) not in (None, 1.0)]
+    if scaled:
+        raise ValueError(f"this language model changes its head's logits ({', '.join(scaled)}); that is not supported")
+    return model
 
 
 def _fresh(fields: dict[str, Any], dtype: torch.dtype) -> nn.Module:

@@ -14,8 +14,11 @@ from mmmoe.data.shards import ShardSet
 from mmmoe.engine.checkpoint import read
 from mmmoe.log import logger
 from mmmoe.models.language import tokenizer_folder
+from mmmoe.models.spec import ModelSpec, PretrainedLanguage
 from mmmoe.stages.handover import Heritage
 from mmmoe.stages.spec import RunSpec, StageSpec
+
+TOKENIZER_FILES = (".json", ".model", ".txt", ".jinja")
 
 _FORMAT = 1
 """Raised when what a stage computes changes, so that older results are not taken."""
@@ -37,24 +40,28 @@ class StageCache:
                 final.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(self.path, final, dirs_exist_ok=True)
                 found = True
-            except ValueError as error:
-                logger().warning("the kept result %s is damaged and will be made anew: %s", self.path, error)
+            except (ValueError, OSError) as error:
+                logger().warning("the kept result %s cannot be used and will be made anew: %s", self.path, error)
         return bool(dist.gather_objects(found)[0])
 
     def store(self, final: Path) -> None:
-        """Keeps a finished stage's folder."""
-        if dist.rank() != 0:
-            return
+        """Keeps a finished stage's folder; where there is no room the run goes on without."""
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
-        shutil.copytree(final, partial)
-        shutil.rmtree(self.path, ignore_errors=True)
-        partial.rename(self.path)
+        try:
+            shutil.copytree(final, partial)
+            shutil.rmtree(self.path, ignore_errors=True)
+            partial.rename(self.path)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            logger().warning("the result of this stage could not be kept for other runs: %s", error)
 
 
 def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> dict[str, Any]:
     declared = stage.model_dump(mode="json", exclude={"reuse", "init_from"})
     declared["training"].pop("checkpoint")
-    declared["training"].pop("micro_batch")
+    if not any(adapter.dropout for adapter in stage.adapters):
+        # Without dropout the cut into micro-batches changes a result by rounding only.
+        declared["training"].pop("micro_batch")
     parent = (heritage.path / "manifest.json").read_bytes() if heritage else b""
     tokenizer = paths.resolve(tokenizer_folder(run.model))
     return {
@@ -63,11 +70,25 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
         "model": run.model.model_dump(mode="json"),
         "stage": declared,
         "precision": run.engine.precision,
+        "deepspeed": run.engine.deepspeed,
+        "weights": _weights(run.model),
         "data": [ShardSet(paths.resolve(source.shards)).digest for source in stage.mixture.sources],
-        "tokenizer": _digest(tokenizer / "tokenizer.json"),
+        "tokenizer": {
+            file.name: _digest(file) for file in sorted(tokenizer.glob("*")) if file.suffix in TOKENIZER_FILES
+        },
         "parent": hashlib.sha256(parent).hexdigest(),
     }
 
 
+def _weights(spec: ModelSpec) -> list[tuple[str, int, int]]:
+    """Names the base weights' files by size and time: hashing gigabytes at every start would take minutes."""
+    files: list[Path] = []
+    if isinstance(spec.language, PretrainedLanguage):
+        files += sorted(paths.resolve(spec.language.path).glob("*.safetensors"))
+    tower = getattr(spec.tower, "path", None)
+    files += [paths.resolve(tower)] if tower else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

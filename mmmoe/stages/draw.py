@@ -32,7 +32,14 @@ def draw(run: RunSpec, stage: StageSpec, model: LlavaMole, folder: RunFolder) ->
         encode(model, sources, transform)
     template = Template(stage.template, load_tokenizer(paths.resolve(tokenizer_folder(run.model))))
     here = folder.stage(stage.name)
-    dataset = Dataset(sources, template, transform, Quarantine(here, stage.mixture.bad_samples, dist.rank()))
+    dataset = Dataset(
+        sources,
+        template,
+        transform,
+        Quarantine(here, stage.mixture.bad_samples, dist.rank()),
+        max_positions=model.max_positions,
+        image_positions=model.tower.num_tokens + (2 if model.bounds is not None else 0),
+    )
     return StepLoader(
         dataset,
         order_of(stage.mixture, dataset.sizes),

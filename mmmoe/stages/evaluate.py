@@ -64,7 +64,9 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
     if not (final / "manifest.json").is_file():
         raise ValueError(f"{final} is not finished; go on with `mmmoe resume {run_path}`")
     dist.start()
-    out = run_path / EVALUATION if path == run_path else path.parent / EVALUATION
+    # A quick look at some questions must not take the place of full scores.
+    name = EVALUATION if spec.evaluation.limit is None else f"{EVALUATION}_partial"
+    out = (run_path if path == run_path else path.parent) / name
     evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
     dist.stop()
 

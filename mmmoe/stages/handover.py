@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import nn
 
+from mmmoe import paths
 from mmmoe.data.spec import TemplateSpec
 from mmmoe.engine.checkpoint import Checkpoint, explain_mismatch, read
 from mmmoe.models.build import add_adapters, build_model
@@ -68,6 +69,24 @@ def check_same_model(heritage: Heritage, spec: ModelSpec) -> None:
     if differ:
         lines = "\n  ".join(differ[:20])
         raise ValueError(f"{heritage.path} holds another model; start from a stage of this one\n  {lines}")
+
+
+def adapters_in(run: RunSpec, stage: StageSpec) -> list[AdapterSpec]:
+    """Returns all adapters of a stage's model, those of the stages it descends from first; reads no weights.
+
+    Raises:
+        ValueError: when the stage starts from a folder that is no finished stage.
+    """
+    names = [s.name for s in run.stages]
+    position = names.index(stage.name)
+    start = stage.init_from or (names[position - 1] if position else None)
+    if start is None:
+        return list(stage.adapters)
+    if start in names[:position]:
+        return [*adapters_in(run, run.stages[names.index(start)]), *stage.adapters]
+    if start in names:
+        return list(stage.adapters)  # told by the check of the order
+    return [*Heritage.read(paths.resolve(start)).adapters, *stage.adapters]
 
 
 def build_stage_model(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> tuple[LlavaMole, list[AdapterSpec]]:

@@ -72,13 +72,23 @@ def _wait(children: list[subprocess.Popen[bytes]], logs: Path) -> int:
         for rank, child in enumerate(children):
             if failed_at is None and child.poll() not in (None, 0):
                 failed_at, status = time.monotonic(), child.returncode
-                where = "" if rank == 0 else f"; its last words are in {logs / f'rank{rank}.log'}"
-                logger().error("process %d stopped with status %d%s", rank, status, where)
+                logger().error("process %d stopped with status %d%s", rank, status, _last_words(rank, logs))
         if failed_at is not None:
             _stop_others(children, time.monotonic() - failed_at)
         time.sleep(0.1)
-    status = status or next((child.returncode for child in children if child.returncode), 0)
+    statuses = [child.returncode for child in children if child.returncode]
+    # When one fails, the others lose their peer: the status that says why comes first.
+    status = next((known for known in statuses if known > 1), status or (statuses[0] if statuses else 0))
     return 128 - status if status < 0 else status
+
+
+def _last_words(rank: int, logs: Path) -> str:
+    """Returns the end of a process's log, which nobody sees; the first process has spoken for itself."""
+    if rank == 0:
+        return ""
+    log = logs / f"rank{rank}.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:] if log.is_file() else []
+    return "".join(f"\n  {line}" for line in [f"({log})", *lines])
 
 
 def _stop_others(children: list[subprocess.Popen[bytes]], seconds_since: float) -> None:
@@ -91,7 +101,11 @@ def _stop_others(children: list[subprocess.Popen[bytes]], seconds_since: float) 
 
 
 def _die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent dies, so that a killed run leaves nothing behind."""
+    """Asks Linux to kill this process when its parent dies, so that a killed run leaves nothing behind.
+
+    Ctrl-C reaches the whole terminal; the parent turns it into a request to save and stop, so children ignore it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -60,8 +60,6 @@ class StageObserver:
         """Adds one micro-batch of this process."""
         assert isinstance(batch, Batch)
         assert isinstance(output, ModelOutput)
-        if batch.num_samples == 0:
-            return
         source_B = batch.source_B.cpu()
         self._nll_S.index_add_(0, source_B, output.nll_B.detach().double().cpu())
         self._targets_S.index_add_(0, source_B, output.num_targets_B.double().cpu())

@@ -11,6 +11,7 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.counts import parameter_table
 from mmmoe.models.keys import canonical
 from mmmoe.models.spec import AdapterSpec, LoRASpec, ModelSpec, MoLESpec
+from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.preflight import problems
 from mmmoe.stages.spec import RunSpec, StageSpec
 
@@ -34,10 +35,8 @@ def print_plan(spec: RunSpec) -> None:
     """Prints the plan of a run; no weight is read and no folder made."""
     missing = list(problems(spec))
     console.print(_stage_table(spec))
-    adapters: list[AdapterSpec] = []
     for stage in spec.stages:
-        adapters += stage.adapters
-        console.print(_parameter_table(spec.model, adapters, stage))
+        console.print(_parameter_table(spec, stage))
         if any(isinstance(adapter, MoLESpec) for adapter in stage.adapters):
             console.print(_grid_table(spec.model, stage.adapters))
     for line in missing:
@@ -53,7 +52,8 @@ def _stage_table(spec: RunSpec) -> Table:
     before = "base weights"
     for stage in spec.stages:
         training = stage.training
-        length = f"{training.steps}" if training.steps else f"{training.epochs:g} epochs"
+        epochs = f"{training.epochs:g} epochs" if training.epochs else "?"
+        length = f"{training.steps}" if training.steps else epochs
         sources = ", ".join(f"{s.name} ({s.weight:g})" for s in stage.mixture.sources)
         start = stage.init_from or before
         row = (f"{training.batch}", f"{training.micro_batch}", f"{training.optimizer.lr:g}", stage.template.kind)
@@ -62,9 +62,9 @@ def _stage_table(spec: RunSpec) -> Table:
     return table
 
 
-def _parameter_table(spec: ModelSpec, adapters: list[AdapterSpec], stage: StageSpec) -> Table:
-    model = build_model(spec, 0, meta=True)
-    add_adapters(model, adapters, 0)
+def _parameter_table(spec: RunSpec, stage: StageSpec) -> Table:
+    model = build_model(spec.model, 0, meta=True)
+    add_adapters(model, adapters_in(spec, stage), 0)
     freeze(model, stage.trains, canonical)
     rows = parameter_table(model)
     table = Table("part", "parameters", "trainable", title=f"parameters in stage {stage.name}")

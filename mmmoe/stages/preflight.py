@@ -12,7 +12,7 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spec import EfficientNetLiteTower, PretrainedLanguage
-from mmmoe.stages.handover import Heritage, check_same_model
+from mmmoe.stages.handover import Heritage, adapters_in, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 
@@ -83,20 +83,23 @@ def _names(spec: RunSpec) -> list[str]:
 
 
 def _names_in_model(spec: RunSpec) -> Iterator[str]:
-    """Builds the model without weights and tries every stage's adapter sites and name patterns on it."""
-    try:
-        model = build_model(spec.model, spec.seed, meta=True)
-    except ValueError as error:
-        yield f"model: {error}"
-        return
+    """Builds each stage's model without weights and tries its adapter sites and name patterns on it."""
     for stage in spec.stages:
         try:
-            add_adapters(model, stage.adapters, spec.seed)
+            model = build_model(spec.model, spec.seed, meta=True)
+        except ValueError as error:
+            yield f"model: {error}"
+            return
+        try:
+            add_adapters(model, adapters_in(spec, stage), spec.seed)
             freeze(model, stage.trains, canonical)
             trainable = trainable_parameters(model, canonical)
             parameter_groups(trainable, stage.training.optimizer)
         except ValueError as error:
             yield f"stages.{stage.name}.{error}"
+            continue
+        if any(name.startswith("tower.") for name, _ in trainable):
+            yield f"stages.{stage.name}.trains: the tower is always frozen; leave patterns that match tower.* out"
 
 
 def _length(stage: StageSpec, world: int) -> Iterator[str]:

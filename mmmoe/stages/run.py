@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 from mmmoe import dist, paths
+from mmmoe.engine import checkpoint
+from mmmoe.engine.stop import StopRequest
 from mmmoe.log import logger
 from mmmoe.stages.cache import StageCache
 from mmmoe.stages.evaluate import evaluate_run
@@ -13,6 +15,9 @@ from mmmoe.stages.handover import Heritage
 from mmmoe.stages.ledger import RunFolder, Stopped
 from mmmoe.stages.spec import RunSpec, StageSpec
 from mmmoe.stages.stage import run_stage
+
+STOP_FILE = "stop"
+"""Making this file in a run folder asks the run to save and stop, as SIGTERM does."""
 
 
 def run_all(spec: RunSpec, folder: RunFolder) -> None:
@@ -22,9 +27,11 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
         Stopped: when a signal asked the run to stop; the state is saved by then.
     """
     dist.start()
+    stop = StopRequest(folder.path / STOP_FILE)
     try:
-        for stage in spec.stages:
-            _one_stage(spec, stage, folder)
+        with stop:
+            for stage in spec.stages:
+                _one_stage(spec, stage, folder, stop)
         if spec.evaluation is not None:
             evaluate_run(spec, folder)
         if dist.rank() == 0:
@@ -64,22 +71,34 @@ def parent_of(spec: RunSpec, stage: StageSpec, folder: RunFolder) -> Path | None
     return path
 
 
-def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder) -> None:
+def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder, stop: StopRequest) -> None:
     if stage.name in folder.done():
         logger().info("stage %s is done; its result is %s", stage.name, folder.final(stage.name))
         return
     parent = parent_of(spec, stage, folder)
     heritage = Heritage.read(parent) if parent is not None else None
+    final = folder.final(stage.name)
     cache = StageCache(spec, stage, heritage) if stage.reuse else None
     started = time.monotonic()
-    reused = cache.fetch(folder.final(stage.name)) if cache else False
-    if not reused:
-        run_stage(spec, stage, folder, heritage)
-        if cache:
-            cache.store(folder.final(stage.name))
+    reused = cache.fetch(final) if cache else False
+    # A crash may have fallen between the last file of a stage and its line in the ledger.
+    if not reused and not _is_finished(stage, final, heritage):
+        run_stage(spec, stage, folder, heritage, stop)
     dist.barrier()
     if dist.rank() == 0:
         seconds = round(time.monotonic() - started, 1)
         folder.record("stage_done", stage=stage.name, parent=str(parent or ""), reused=reused, seconds=seconds)
         logger().info("stage %s: %s in %.0f s", stage.name, "taken from the cache" if reused else "trained", seconds)
+        if cache and not reused:
+            cache.store(final)
     dist.barrier()
+
+
+def _is_finished(stage: StageSpec, final: Path, heritage: Heritage | None) -> bool:
+    """Says whether a stage's result stands already, made from this declaration and this parent; collective."""
+    found = False
+    if dist.rank() == 0 and not checkpoint.verify(final):
+        state = checkpoint.read(final).state
+        parent = heritage.checkpoint.digest if heritage else None
+        found = state.spec.get("stage") == stage.model_dump(mode="json") and state.parent == parent
+    return bool(dist.gather_objects(found)[0])

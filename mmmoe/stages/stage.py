@@ -7,6 +7,7 @@ from mmmoe.engine.build import build_engine
 from mmmoe.engine.groups import freeze
 from mmmoe.engine.loop import fit
 from mmmoe.engine.metrics import MetricsFile
+from mmmoe.engine.stop import StopRequest
 from mmmoe.models.keys import canonical
 from mmmoe.stages.draw import draw, total_steps
 from mmmoe.stages.handover import Heritage, build_stage_model
@@ -17,7 +18,7 @@ from mmmoe.stages.saver import StageSaver
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 
-def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Heritage | None) -> None:
+def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Heritage | None, stop: StopRequest) -> None:
     """Trains one stage from its last checkpoint, or its start, to its end, and leaves `stages/<name>/final`.
 
     Raises:
@@ -42,7 +43,7 @@ def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Herit
         folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
     observer = StageObserver(metrics, stage.mixture.sources, saver)
     try:
-        result = fit(engine, source, training, steps, start, observer, title=f"stage {stage.name}")
+        result = fit(engine, source, training, steps, start, observer, stop=stop, title=f"stage {stage.name}")
         if result.stopped:
             saver.wait()
             raise Stopped(stage.name, result.step)

@@ -10,7 +10,7 @@ from mmmoe.report.page import write_report
 from mmmoe.stages.launch import launch
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.preflight import preflight
-from mmmoe.stages.run import run_all
+from mmmoe.stages.run import STOP_FILE, run_all
 from mmmoe.stages.spec import RunSpec
 
 
@@ -45,6 +45,7 @@ def start_again(path: Path, overrides: list[str]) -> int:
     done = folder.done()
     todo = [stage.name for stage in spec.stages if stage.name not in done]
     console.print(f"{path}: done: {', '.join(done) or 'nothing'}; to do: {', '.join(todo) or 'evaluation and report'}")
+    (path / STOP_FILE).unlink(missing_ok=True)
     folder.record("resumed", overrides=overrides)
     return carry_out(spec, folder, overrides)
 

@@ -59,10 +59,10 @@ def picture_of_each_kind():
 
 @pytest.mark.parametrize(
     ("split_of", "share"),
-    [(splits.concept_split, 1 / 8), (splits.word_split, 1 / 6), (splits.number_split, 1 / 6)],
+    [(splits.concept_split, 1 / 8), (splits.word_split, 1 / 6)],
 )
 def test_a_hash_holds_out_the_declared_share(split_of, share):
-    names = range(6000) if split_of is splits.number_split else [f"thing {i}" for i in range(6000)]
+    names = [f"thing {i}" for i in range(6000)]
     count = Counter(split_of(name) for name in names)
     assert count["test"] / 6000 == pytest.approx(share, abs=0.015)
     assert count["validation"] / 6000 == pytest.approx(share / 2, abs=0.015)
@@ -189,7 +189,6 @@ def test_the_held_out_font_is_used_by_nobody_else(tmp_path):
     test = documents.Press(tmp_path, list(WORDS), "test", "b", test_font=True)
     assert not held & {card.style.font for card in train.word_cards(200)}
     assert {card.style.font for card in test.word_cards(50)} <= held
-    assert all(splits.number_split(card.number) == "test" for card in test.number_cards(40))
     assert Counter(card.word for card in train.word_cards(20)) == dict.fromkeys((w.upper() for w in WORDS), 2)
 
 

@@ -124,3 +124,20 @@ def test_mismatch_is_explained() -> None:
     assert checkpoint.explain_mismatch({"a": (2,)}, {"a": torch.zeros(2)}) is None
     text = checkpoint.explain_mismatch({"a": (2,), "b": (3,)}, {"b": torch.zeros(4), "c": torch.zeros(1)})
     assert text == "1 missing: a; 1 unused: c; 1 of another shape: b (model (3,), checkpoint (4,))"
+
+
+def test_resume_puts_damaged_newer_checkpoints_aside_so_that_pruning_keeps_the_sound_one(tmp_path):
+    class Held:
+        def load(self, tensors, moments, updates):
+            self.updates = updates
+
+    for step in (100, 200, 300):
+        checkpoint.write(tmp_path, CheckpointState(step), {"w": torch.ones(3)}, {})
+    for step in (200, 300):
+        (tmp_path / f"step_{step:06d}" / "model.safetensors").write_bytes(b"damaged")
+    held = Held()
+    CheckpointKeeper(tmp_path, CheckpointSpec(keep=2)).resume(held)
+    assert held.updates == 100
+    checkpoint.write(tmp_path, CheckpointState(150), {"w": torch.ones(3)}, {})
+    checkpoint.prune(tmp_path, 2)
+    assert [path.name for path in checkpoint.all_steps(tmp_path)] == ["step_000100", "step_000150"]

@@ -120,3 +120,19 @@ def test_shapes_that_do_not_fit_are_refused():
         grouped_lora(base, x, a, b.transpose(1, 2), index, scale=1.0)
     with pytest.raises(AssertionError, match="one type"):
         grouped_lora(base, x.float(), a, b, index, scale=1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shape", SHAPES[:1] + SHAPES[3:], ids=str)
+@pytest.mark.parametrize("strategy", ["masked", "sorted"])
+def test_a_gpu_computes_what_the_processor_does(shape, strategy):
+    leaves, index = draw(shape, gated=True)
+    y, gradients = run(grouped_lora, leaves, index, strategy=strategy)
+    moved = [leaf.detach().cuda().requires_grad_() for leaf in leaves]
+    base, x, a, b, gate = moved
+    y_there = grouped_lora(base, x, a, b, index.cuda(), gate, scale=1.7, strategy=strategy)
+    torch.testing.assert_close(y_there.detach().cpu(), y)
+    cotangent = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y).cuda()
+    for gradient, expected in zip(torch.autograd.grad((y_there * cotangent).sum(), moved), gradients, strict=True):
+        torch.testing.assert_close(gradient.cpu(), expected)

@@ -44,7 +44,8 @@ def test_shares_of_single_samples_add_up_to_the_batch():
         parts = part if parts is None else {n: parts[n] + g for n, g in part.items()}
     assert set(parts) == set(whole)
     for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4)
+        # Sums of float32 in another order: rounding is relative to the largest entry, not to a cancelled small one.
+        torch.testing.assert_close(parts[name], gradient, atol=1e-5 * float(gradient.abs().max()) + 1e-6, rtol=1e-4)
 
 
 def test_features_stand_for_pixels():

@@ -124,7 +124,10 @@ def configuration(folder: Path) -> dict:
 def start(*arguments: object) -> subprocess.Popen:
     """Starts the command line as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mmmoe.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-m", "mmmoe.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 

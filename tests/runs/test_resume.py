@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -88,14 +89,14 @@ def test_killed_run_resumes_at_another_world_size_and_engine(whole, killed, tmp_
     )
 
 
-def test_sigterm_saves_and_says_how_to_go_on(project, whole):
+def test_ctrl_c_saves_and_says_how_to_go_on(project, whole):
     run, process = _run(project, "stopped")
     deadline = time.monotonic() + 240
     while not (run / "stages/mole/metrics.jsonl").is_file():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the launcher and its children alike
     said = _finish(process, status=75)
     assert "mmmoe resume" in said
     stopped = [e for e in RunFolder.open(run).events() if e["event"] == "stopped"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,16 @@ def test_eval_and_report_work_on_a_finished_run(run, mmmoe):
     status, said = mmmoe("report", run)
     assert status == 0
     assert "report.html" in said
+
+
+def test_a_crash_between_a_stages_last_file_and_its_ledger_line_repeats_nothing(run, tmp_path, mmmoe):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    lines = (copy / "ledger.jsonl").read_text().splitlines(keepends=True)
+    last = max(n for n, line in enumerate(lines) if '"stage_started"' in line)
+    (copy / "ledger.jsonl").write_text("".join(lines[: last + 1]))
+    before = (copy / "stages/mole/metrics.jsonl").read_bytes()
+    status, said = mmmoe("work", copy, "evaluation=null")
+    assert status == 0, said
+    assert list(RunFolder.open(copy).done()) == ["language", "align", "mole"]
+    assert (copy / "stages/mole/metrics.jsonl").read_bytes() == before

@@ -12,7 +12,7 @@ from mmmoe.models.generation import greedy
 from mmmoe.models.lora.balance import balance_layers, balance_terms, masked_sums, routing_statistics, stack_rows
 from mmmoe.models.lora.inject import inject
 from mmmoe.models.lora.router import RoutingRow, RoutingTape
-from mmmoe.models.output import ModelOutput
+from mmmoe.models.output import ModelOutput, RoutingStatistics
 from mmmoe.models.spec import AdapterSpec, BalanceSpec, MoLESpec
 from mmmoe.models.splice import Splice, splice
 from mmmoe.models.targets import target_nll
@@ -192,4 +192,9 @@ class LlavaMole(nn.Module):
 def _without_samples(output: ModelOutput) -> ModelOutput:
     """Returns the output of a batch of no samples, still connected to every parameter."""
     auxiliary = {name: term_B[:0] for name, term_B in output.auxiliary.items()}
-    return ModelOutput(output.nll_B[:0], output.num_targets_B[:0], auxiliary, {}, output.weights)
+    layers = {name: term_BL[:0] for name, term_BL in output.auxiliary_layers.items()}
+    routing = output.routing
+    if routing is not None:
+        load_BLE, probability_BLE, entropy_BL = routing.load_BLE, routing.probability_BLE, routing.entropy_BL
+        routing = RoutingStatistics(routing.layers, load_BLE[:0], probability_BLE[:0], entropy_BL[:0])
+    return ModelOutput(output.nll_B[:0], output.num_targets_B[:0], auxiliary, layers, output.weights, routing)

@@ -1,0 +1,45 @@
+"""The plan counts the paper's parameters from configuration alone (LLaVA-MoLE sheet, section i.9)."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmmoe.config.load import load
+from mmmoe.paths import project_root
+from mmmoe.stages.plan import grid_row, print_plan
+from mmmoe.stages.preflight import problems
+from mmmoe.stages.spec import RunSpec
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return load(project_root() / "configs/llava_mole_7b.yaml", RunSpec)
+
+
+@pytest.mark.parametrize(
+    ("experts", "rank", "counts"),
+    [
+        (1, 32, (46_399_488, 33_554_432, 0)),
+        (2, 32, (92_798_976, 33_554_432, 262_208)),
+        (3, 16, (69_599_232, 16_777_216, 393_312)),
+        (3, 32, (139_198_464, 33_554_432, 393_312)),
+        (3, 128, (556_793_856, 134_217_728, 393_312)),
+    ],
+)
+def test_adapter_sizes_of_the_paper(spec, experts, rank, counts):
+    assert grid_row(spec.model, spec.stages[-1].adapters, experts, rank) == counts
+
+
+def test_plan_of_the_7b_run_prints_without_any_weight(spec, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    print_plan(spec)
+    said = capfd.readouterr().err
+    assert "6,738,415,616" in said
+    assert "173,146,208" in said
+    assert "missing" in said
+
+
+def test_what_is_missing_is_told_all_at_once(spec):
+    found = "\n".join(problems(spec))
+    for part in ("model.language.path", "model.tower.path", "stages.align.mixture", "stages.mole.mixture.document"):
+        assert part in found

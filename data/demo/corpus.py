@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.emoji import KINDS, Concept
-from demo.questions import NUMERALS, Asked, Pool, any_of, ask_all, describe, tell, with_others
+from demo.questions import NUMERALS, Asked, Pool, any_of, ask_all, describe, with_others
 from demo.splits import generator
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def text_rows(pictures: Sequence[Any], concepts: Sequence[Concept], words: Seque
         if draw.random() < 0.5:
             asked.insert(draw.randrange(len(asked) + 1), Asked("caption", DESCRIBE, describe(picture)))
         if asked:
-            rows.append(text_row(turns(tell(picture, draw), asked)))
+            rows.append(text_row(turns(f"Picture: {describe(picture)}", asked)))
     for concept in concepts:
         draw = generator("fact", concept.name)
         rows.append(text_row(turns_of_facts(concept_facts(concept, concepts, draw))))

@@ -186,25 +186,8 @@ def ask_all(picture: object, pool: Pool, draw: random.Random) -> list[Asked]:
     return found
 
 
-def tell(picture: object, draw: random.Random) -> str:
-    """Returns what stands for the picture on the text side: its description, or loose words as image tokens are.
-
-    A tower's tokens each hold a little of everything in no order; a language model that has read such words takes to
-    pictures sooner than one that has only read sentences.
-    """
-    match picture:
-        case EmojiPicture() if draw.random() < 0.7:
-            words = [picture.concept] * 3 + [picture.group] + [picture.colour or picture.group] * 2
-        case CountScene() if draw.random() < 0.7:
-            words = [picture.concept, NUMERALS[picture.count]] * 2
-        case _:
-            return describe(picture)
-    draw.shuffle(words)
-    return " ".join(words)
-
-
 def describe(picture: object) -> str:
-    """Returns what the picture shows, in a fixed form: its caption."""
+    """Returns what the picture shows, in a fixed form: the caption, and what stands for it on the text side."""
     match picture:
         case EmojiPicture():
             colour = f", mostly {picture.colour}" if picture.colour else ""

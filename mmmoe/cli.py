@@ -80,7 +80,7 @@ def report(folder: Folder) -> None:
     """Write the offline HTML report and the plots of a run."""
     from mmmoe.report.page import write_report
 
-    console.print(f"report: {write_report(folder)}")
+    console.print(f"report: {write_report(folder)}", soft_wrap=True)
 
 
 @app.command()

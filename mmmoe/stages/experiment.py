@@ -58,7 +58,7 @@ def run_experiment(experiment: ExperimentSpec) -> int:
         if status:
             return status
     rows = [row for name in specs for row in _rows(name, folder / _slug(name))]
-    console.print(f"table and plot: {write_experiment(folder, rows)}")
+    console.print(f"table and plot: {write_experiment(folder, rows)}", soft_wrap=True)
     return 0
 
 

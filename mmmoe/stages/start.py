@@ -26,7 +26,7 @@ def start_new(spec: RunSpec) -> int:
         folder = RunFolder.open(Path(str(dist.gather_objects(str(path))[0])))
         return _here(spec, folder)
     folder = RunFolder.create(spec)
-    console.print(f"run folder: {folder.path}")
+    console.print(f"run folder: {folder.path}", soft_wrap=True)
     return carry_out(spec, folder)
 
 
@@ -44,7 +44,10 @@ def start_again(path: Path, overrides: list[str]) -> int:
         return _here(spec, folder)
     done = folder.done()
     todo = [stage.name for stage in spec.stages if stage.name not in done]
-    console.print(f"{path}: done: {', '.join(done) or 'nothing'}; to do: {', '.join(todo) or 'evaluation and report'}")
+    console.print(
+        f"{path}: done: {', '.join(done) or 'nothing'}; to do: {', '.join(todo) or 'evaluation and report'}",
+        soft_wrap=True,
+    )
     (path / STOP_FILE).unlink(missing_ok=True)
     folder.record("resumed", overrides=overrides)
     return carry_out(spec, folder, overrides)
@@ -54,7 +57,7 @@ def _here(spec: RunSpec, folder: RunFolder) -> int:
     lock = folder.lock() if dist.rank() == 0 else None
     run_all(spec, folder)
     if dist.rank() == 0:
-        console.print(f"report: {write_report(folder.path)}")
+        console.print(f"report: {write_report(folder.path)}", soft_wrap=True)
     if lock is not None:
         lock.close()
     return 0
@@ -65,7 +68,9 @@ def carry_out(spec: RunSpec, folder: RunFolder, overrides: list[str] | None = No
     with folder.lock():
         status = launch(spec.engine, ["work", str(folder.path), *(overrides or [])], folder.path / "logs")
         if status == 0:
-            console.print(f"report: {write_report(folder.path)}")
+            console.print(f"report: {write_report(folder.path)}", soft_wrap=True)
         else:
-            console.print(f"the run stopped with status {status}; go on with: mmmoe resume {folder.path}")
+            console.print(
+                f"the run stopped with status {status}; go on with: mmmoe resume {folder.path}", soft_wrap=True
+            )
     return status

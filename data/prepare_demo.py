@@ -81,7 +81,6 @@ def write_sources(world: Any, progress: Progress) -> tuple[dict[str, list[dict[s
     """Draws the training pictures and writes all sources' dialogues."""
     from demo.corpus import caption_row, question_rows, text_rows
     from demo.plan import DOMAINS, PLANNED_DOMAIN, TEXT, TRAIN, planned, train_emoji
-    from demo.questions import describe
 
     pool = pool_of(world, "train")
     emoji = draw(train_emoji(world), FOLDER / "images", "draw emoji", progress)
@@ -91,13 +90,13 @@ def write_sources(world: Any, progress: Progress) -> tuple[dict[str, list[dict[s
     domain_of |= {picture.path: "general" for picture in emoji}
     pictures = [*emoji, *rest]
     rows = {
-        "caption_drawing": [caption_row(p.path, domain_of[p.path], describe(p)) for p in emoji],
-        "caption_scene": [caption_row(p.path, domain_of[p.path], describe(p)) for p in rest],
+        "caption_drawing": [caption_row(p, domain_of[p.path], pool) for p in emoji],
+        "caption_scene": [caption_row(p, domain_of[p.path], pool) for p in rest],
     }
     for domain in DOMAINS:
         rows[domain] = question_rows([p for p in pictures if domain_of[p.path] == domain], domain, pool)
     described = [p for kind in planned(world, "train", TEXT, "text").values() for p in kind]
-    rows["text"] = text_rows([*emoji, *emoji, *described], world.kinds("train"), world.words["train"], pool)
+    rows["text"] = text_rows([*emoji, *emoji, *described], world.concepts["train"], pool)
     for source, lines in rows.items():
         (FOLDER / source).mkdir(parents=True, exist_ok=True)
         (FOLDER / source / "train.json").write_text(json.dumps(lines, indent=0))
@@ -140,7 +139,9 @@ def write_tokenizer(rows: dict[str, list[dict[str, Any]]], progress: Progress) -
     from demo.tokenizer import train_tokenizer
 
     task = progress.add_task("train the tokenizer", total=1)
-    texts = [turn["value"] for source in SOURCES for row in rows[source] for turn in row["conversations"]]
+    # As the template has them: a space before what is said, none after a picture's line break.
+    turns = [turn["value"] for source in SOURCES for row in rows[source] for turn in row["conversations"]]
+    texts = [f" {value}".removeprefix(" <image>") for value in turns]
     entries = train_tokenizer(texts, FOLDER / "tokenizer")
     progress.advance(task)
     return entries

@@ -30,6 +30,7 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("name_of_four", MULTIPLE_CHOICE, "general", "seen", q.ask_name, 500),
+    Benchmark("name", SHORT_ANSWER, "general", "seen", q.ask_open, 500),
     Benchmark("category", MULTIPLE_CHOICE, "general", "seen", q.ask_category, 500),
     Benchmark("category_unseen", MULTIPLE_CHOICE, "general", "unseen", q.ask_category, 500),
     Benchmark("colour", SHORT_ANSWER, "general", "coloured", q.ask_colour, 300),

@@ -7,14 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from demo.emoji import KINDS, Concept
-from demo.questions import NUMERALS, Asked, Pool, any_of, ask_all, describe, with_others
+from demo.emoji import KINDS, Concept, EmojiPicture
+from demo.questions import Asked, Pool, any_of, ask_all, ask_caption, ask_open, describe, with_others
 from demo.splits import generator
 
 Row = dict[str, Any]
-
-DESCRIBE = "Describe the picture."
-"""What is said before a caption; on the text side the same words ask for the description to be repeated."""
 
 
 def turns(opening: str, asked: Sequence[Asked]) -> list[dict[str, str]]:
@@ -26,10 +23,12 @@ def turns(opening: str, asked: Sequence[Asked]) -> list[dict[str, str]]:
     return said
 
 
-def caption_row(path: str, domain: str, caption: str) -> Row:
-    """Returns one picture with its caption, for alignment."""
-    said = [{"from": "human", "value": f"<image>\n{DESCRIBE}"}, {"from": "gpt", "value": caption}]
-    return {"id": key_of("caption", path), "image": path, "domain": domain, "conversations": said}
+def caption_row(picture: Any, domain: str, pool: Pool) -> Row:
+    """Returns one picture for alignment: a drawing with its name, anything else with its description."""
+    asking = ask_open if isinstance(picture, EmojiPicture) else ask_caption
+    asked = asking(picture, pool, generator("caption", picture.path))
+    row = {"id": key_of("caption", picture.path), "image": picture.path, "domain": domain}
+    return {**row, "conversations": turns("<image>", [asked])}
 
 
 def question_rows(pictures: Iterable[Any], domain: str, pool: Pool) -> list[Row]:
@@ -48,21 +47,22 @@ def key_of(source: str, path: str) -> str:
     return f"{source}-{Path(path).stem}"
 
 
-def text_rows(pictures: Sequence[Any], concepts: Sequence[Concept], words: Sequence[str], pool: Pool) -> list[Row]:
-    """Returns the text side: questions about described pictures, and facts about concepts and words."""
+def text_rows(pictures: Sequence[Any], concepts: Sequence[Concept], pool: Pool) -> list[Row]:
+    """Returns the text side: questions about described pictures, and facts about concepts."""
     rows = []
     for index, picture in enumerate(pictures):
         draw = generator("text", index)
         asked = ask_all(picture, pool, draw)
-        if draw.random() < 0.5:
-            asked.insert(draw.randrange(len(asked) + 1), Asked("caption", DESCRIBE, describe(picture)))
+        if isinstance(picture, EmojiPicture) or draw.random() < 0.5:
+            is_open = isinstance(picture, EmojiPicture) and draw.random() < 0.3
+            told = (ask_open if is_open else ask_caption)(picture, pool, draw)
+            asked.insert(draw.randrange(len(asked) + 1), told)
         if asked:
             rows.append(text_row(turns(f"Picture: {describe(picture)}", asked)))
     for concept in concepts:
         draw = generator("fact", concept.name)
         rows.append(text_row(turns_of_facts(concept_facts(concept, concepts, draw))))
-    for word in words:
-        rows.append(text_row(turns_of_facts(word_facts(word))))
+        rows.append(text_row(turns_of_facts([(f"{', '.join(concept.keywords)}: what is it?", concept.name)])))
     generator("text-order").shuffle(rows)
     return [{"id": f"text-{index:06d}", **row} for index, row in enumerate(rows)]
 
@@ -82,22 +82,15 @@ def turns_of_facts(facts: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def concept_facts(concept: Concept, concepts: Sequence[Concept], draw: random.Random) -> list[tuple[str, str]]:
-    """Returns what there is to know about a concept of the four groups: its group, and what it goes with."""
-    facts = [(f"What kind of thing is {concept.name}: {any_of(KINDS)}?", concept.group)]
+    """Returns what there is to know about a concept: its keywords, its group, and what it goes with."""
+    facts = [(f"{concept.name}: which words go with it?", ", ".join(concept.keywords))]
+    if concept.group in KINDS:
+        facts.append((f"{concept.name}: what kind of thing is it: {any_of(KINDS)}?", concept.group))
     tags = [tag for tag in concept.tags if tag != concept.name]
     if tags:
         tag = draw.choice(tags)
         others = [other.name for other in concepts if tag not in other.tags]
         choices = with_others(concept.name, others, draw)
-        facts.append((f"Which of these goes with {tag}: {any_of(choices)}?", concept.name))
+        facts.append((f"{tag}: which of these goes with it: {any_of(choices)}?", concept.name))
     draw.shuffle(facts)
     return facts
-
-
-def word_facts(word: str) -> list[tuple[str, str]]:
-    """Returns how a word is spelled."""
-    return [
-        (f"Write {word} in capitals.", word.upper()),
-        (f"What is the first letter of {word}?", word[0].upper()),
-        (f"How many letters does {word} have?", NUMERALS[len(word)]),
-    ]

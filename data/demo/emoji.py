@@ -7,6 +7,7 @@ import io
 import json
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ GROUPS = {
 }
 KINDS = ("nature", "food", "object", "travel")
 """The four groups that are asked about; the others appear in captions and colour questions."""
+KEYWORDS, SHARED = 3, 4
+"""Most tags among a concept's keywords, and of how many emoji a tag must be one to count."""
 BACKGROUNDS = ((255, 255, 255), (255, 255, 255), (246, 246, 240), (240, 246, 250), (250, 243, 246))
 
 
@@ -39,6 +42,8 @@ class Concept:
     name: str
     group: str
     tags: tuple[str, ...]
+    keywords: tuple[str, ...] = ()
+    """Its subgroup ("animal mammal") and the tags it shares with others: what a small model can learn to relate."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class EmojiPicture:
     artist: str
     code: str
     background: tuple[int, int, int]
+    keywords: tuple[str, ...] = ()
     colour: str | None = None
 
     def draw(self) -> Image.Image:
@@ -69,17 +75,26 @@ def plain(label: str) -> str:
 
 def load_concepts(packages: Path) -> list[Concept]:
     """Returns the concepts without flags, components and skin tones, in code point order of the CLDR list."""
-    groups = json.loads((packages / "emojibase-data/meta/groups.json").read_text())["groups"]
+    meta = json.loads((packages / "emojibase-data/meta/groups.json").read_text())
+    rows = json.loads((packages / "emojibase-data/en/data.json").read_text())
+    shared = Counter(tag for row in rows for tag in tags_of(row))
     concepts, seen = [], set()
-    for row in json.loads((packages / "emojibase-data/en/data.json").read_text()):
-        group = GROUPS.get(groups.get(str(row.get("group")), ""))
-        name = plain(row["label"])
+    for row in rows:
+        group = GROUPS.get(meta["groups"].get(str(row.get("group")), ""))
+        name, tags = plain(row["label"]), tags_of(row)
         if group is None or not name or name in seen:
             continue
         seen.add(name)
-        tags = tuple(sorted({plain(tag) for tag in row.get("tags", [])} - {""}))
-        concepts.append(Concept(normal_code(row["hexcode"]), name, group, tags))
+        subgroup = plain(meta["subgroups"][str(row["subgroup"])]).replace("-", " ")
+        common = sorted((tag for tag in tags if tag != name and shared[tag] >= SHARED), key=lambda tag: -shared[tag])
+        keywords = tuple(dict.fromkeys((subgroup, *common[:KEYWORDS])))
+        concepts.append(Concept(normal_code(row["hexcode"]), name, group, tags, keywords))
     return concepts
+
+
+def tags_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the keywords that the CLDR gives a concept, in alphabetical order."""
+    return tuple(sorted({plain(tag) for tag in row.get("tags", [])} - {""}))
 
 
 def normal_code(code: str) -> str:

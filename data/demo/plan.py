@@ -52,9 +52,7 @@ class Amount:
 TRAIN = Amount(counts=700, pairs=500, words=1100, numbers=350, pages=300, tables=300, bars=650, lines=400, pies=350)
 TEST = Amount(counts=300, pairs=200, words=300, numbers=200, pages=200, tables=200, bars=200, lines=150, pies=50)
 VALIDATION = Amount(counts=60, pairs=40, words=60, numbers=40, pages=40, tables=40, bars=60, lines=45, pies=15)
-TEXT = Amount(
-    counts=4000, pairs=2500, words=5000, numbers=1500, pages=900, tables=1200, bars=2600, lines=1500, pies=1200
-)
+TEXT = Amount(counts=2500, pairs=1500, words=2500, numbers=800, pages=500, tables=800, bars=1500, lines=800, pies=700)
 """The text side: described, never drawn."""
 
 
@@ -100,6 +98,7 @@ def emoji_pictures(drawn: Sequence[tuple[Concept, str]], folder: str) -> list[Em
             artist=artist,
             code=concept.code,
             background=generator("background", artist, concept.code).choice(BACKGROUNDS),
+            keywords=concept.keywords,
         )
         for concept, artist in drawn
     ]

@@ -61,6 +61,17 @@ def ask_name(picture: EmojiPicture | CountScene, pool: Pool, draw: random.Random
     return Asked("name_of_four", start.format(any_of(choices)), picture.concept, choices)
 
 
+def ask_open(picture: EmojiPicture, pool: Pool, draw: random.Random) -> Asked:
+    """Asks for the name without choices."""
+    return Asked("name", "What is it?", picture.concept)
+
+
+def ask_caption(picture: object, pool: Pool, draw: random.Random) -> Asked:
+    """Asks for what there is to say about a picture: the description and, of a drawing, what goes with it."""
+    words = f" {', '.join(picture.keywords)}." if isinstance(picture, EmojiPicture) and picture.keywords else ""
+    return Asked("caption", "Describe the picture.", f"{describe(picture)}{words}")
+
+
 def ask_category(picture: EmojiPicture, pool: Pool, draw: random.Random) -> Asked | None:
     """Asks for the group, for things of the four groups."""
     if picture.group not in KINDS:
@@ -187,18 +198,21 @@ def ask_all(picture: object, pool: Pool, draw: random.Random) -> list[Asked]:
 
 
 def describe(picture: object) -> str:
-    """Returns what the picture shows, in a fixed form: the caption, and what stands for it on the text side."""
+    """Returns what the picture shows, in a fixed form: what stands for it on the text side.
+
+    Names stand between punctuation marks, so that the tokenizer cuts them alike everywhere.
+    """
     match picture:
         case EmojiPicture():
             colour = f", mostly {picture.colour}" if picture.colour else ""
             return f"{picture.concept}, {picture.group}{colour}."
         case CountScene():
-            return f"{NUMERALS[picture.count]} times {picture.concept}."
+            return f"{NUMERALS[picture.count]} times: {picture.concept}."
         case PairScene():
             first, second = picture.concepts
             if picture.across:
-                return f"{first} on the left, {second} on the right."
-            return f"{first} at the top, {second} at the bottom."
+                return f"on the left: {first}, on the right: {second}."
+            return f"at the top: {first}, at the bottom: {second}."
         case WordCard():
             return f"the word {picture.word}."
         case NumberCard():

@@ -95,12 +95,15 @@ def build_stage_model(run: RunSpec, stage: StageSpec, heritage: Heritage | None)
     Raises:
         ValueError: when the heritage belongs to another model or does not fit.
     """
-    inherited: list[AdapterSpec] = []
+    adapters = adapters_in(run, stage)
     if heritage is not None:
         check_same_model(heritage, run.model)
-        inherited = heritage.adapters
+        if [*heritage.adapters, *stage.adapters] != adapters:
+            raise ValueError(
+                f"{heritage.path} was trained with other adapters than the stages before {stage.name!r} declare now; "
+                "put their declaration back, or start a new run"
+            )
     model = build_model(run.model, run.seed)
-    adapters = [*inherited, *stage.adapters]
     add_adapters(model, adapters, run.seed)
     if heritage is not None:
         load_heritage(model, heritage)

@@ -34,7 +34,7 @@ def concept(name, group="food", tags=()):
 
 
 def emoji_picture(name="apple", group="food", main="red"):
-    return emoji.EmojiPicture(f"emoji/{name}.png", name, group, "noto", "1f34e", WHITE, main)
+    return emoji.EmojiPicture(f"emoji/{name}.png", name, group, "noto", "1f34e", WHITE, colour=main)
 
 
 def style(font=None):
@@ -310,15 +310,29 @@ def test_a_dialogue_shows_its_picture_once_and_answers_every_question():
 
 
 def test_the_text_side_has_words_for_pictures():
-    concepts = [concept(name, tags=[f"tag {name}"]) for name in NAMES]
-    rows = corpus.text_rows(picture_of_each_kind(), concepts, WORDS, POOL)
-    assert len(rows) == 10 + len(NAMES) + len(WORDS)
+    told = (("tag",), ("food fruit", "sweet"))
+    concepts = [emoji.Concept(f"code-{name}", name, "food", *told) for name in NAMES]
+    rows = corpus.text_rows(picture_of_each_kind(), concepts, POOL)
+    assert len(rows) == 10 + 2 * len(NAMES)
     assert "<image>" not in json.dumps(rows)
     assert all("image" not in row for row in rows)
-    assert rows == corpus.text_rows(picture_of_each_kind(), concepts, WORDS, POOL)
-    facts = corpus.word_facts("cat")
-    assert ("Write cat in capitals.", "CAT") in facts
-    assert ("How many letters does cat have?", "three") in facts
+    assert rows == corpus.text_rows(picture_of_each_kind(), concepts, POOL)
+    first = concepts[0]
+    facts = corpus.concept_facts(first, concepts, random.Random(0))
+    assert (f"{first.name}: which words go with it?", "food fruit, sweet") in facts
+    asked = [row["conversations"][0]["value"] for row in rows]
+    assert asked.count("food fruit, sweet: what is it?") == len(NAMES)
+
+
+def test_alignment_names_drawings_and_describes_the_rest():
+    pictures = picture_of_each_kind()
+    rows = [corpus.caption_row(picture, "general", POOL) for picture in pictures]
+    for picture, row in zip(pictures, rows, strict=True):
+        question, answer = (turn["value"] for turn in row["conversations"])
+        if isinstance(picture, emoji.EmojiPicture):
+            assert (question, answer) == ("<image>\nWhat is it?", picture.concept)
+        else:
+            assert (question, answer) == ("<image>\nDescribe the picture.", q.describe(picture))
 
 
 def test_labels_become_plain_words():
@@ -329,7 +343,7 @@ def test_labels_become_plain_words():
 
 
 def test_the_tokenizer_spells_capitals_and_digits_and_any_text(tmp_path):
-    said = [f"USER: Picture: {word.upper()} 47 {word} ASSISTANT: {word}" for word in WORDS] * 20
+    said = [f" Picture: {word.upper()} 47. Which of these is it: {word} or dog?" for word in WORDS] * 20
     assert train_tokenizer(said, tmp_path) <= ENTRIES
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert tokenizer.tokenize(" CAT47") == ["ĠC", "A", "T", "4", "7"]
@@ -339,6 +353,8 @@ def test_the_tokenizer_spells_capitals_and_digits_and_any_text(tmp_path):
         assert tokenizer.decode(ids) == text
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.bos_token_id not in ids
+    # Merges go over spaces, up to punctuation and the "or" of a list of choices.
+    assert tokenizer.tokenize(" Which of these is it: cat or dog?")[0] == "ĠWhichĠofĠtheseĠisĠit"
     special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
     assert special == ("<s>", "</s>", "<pad>", "<unk>")
     assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}) == 4

@@ -76,16 +76,16 @@ def test_killed_run_resumes_bit_for_bit(whole, killed, tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_killed_run_resumes_at_another_world_size_and_engine(whole, killed, tmp_path):
-    import shutil
-
-    run = tmp_path / "copy"
-    shutil.copytree(killed, run)
+def test_killed_run_resumes_within_rounding_at_another_world_size_and_engine(project, tmp_path):
+    # Dropout differs by process, so rounding is the only difference only without it.
+    plain = ("stages.mole.adapters.0.dropout=0", "stages.mole.adapters.1.dropout=0")
+    whole, process = _run(project, "plain_whole", *plain)
+    _finish(process)
+    run, process = _run(project, "plain_killed", *plain)
+    _kill_in_mole(run, process)
     _finish(start("resume", run, "engine.processes=1", "engine.kind=local"))
-    # Dropout differs by process, so runs with dropout agree in distribution only; its first steps are the old ones.
-    assert losses(run, "mole")[:2] == losses(whole, "mole")[:2]
     torch.testing.assert_close(
-        torch.tensor(losses(run, "mole")), torch.tensor(losses(whole, "mole")), rtol=0.05, atol=0
+        torch.tensor(losses(run, "mole")), torch.tensor(losses(whole, "mole")), rtol=2e-5, atol=0
     )
 
 

@@ -76,12 +76,14 @@ def encode(model: LlavaMole, sources: list[Source], transform: ImageTransform) -
         return model.encode_images(pixels_ICHW.to(device))
 
     stores = [source.features for source in sources if source.features is not None]
-    waiting = sum(part.stop - part.start for store in stores for part in store.missing())
+    waiting = [part for store in stores for part in store.missing()]
+    own = sum(part.stop - part.start for part in waiting if part.number % dist.world_size() == dist.rank())
     dist.barrier()
     if waiting:
-        columns = (TextColumn("encoding pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        said = "encoding pictures" + (" (one process's share)" if dist.world_size() > 1 else "")
+        columns = (TextColumn(said), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=dist.rank() != 0) as progress:
-            task = progress.add_task("", total=waiting)
+            task = progress.add_task("", total=own)
             for store in stores:
                 encode_missing(
                     store,
@@ -89,7 +91,7 @@ def encode(model: LlavaMole, sources: list[Source], transform: ImageTransform) -
                     transform,
                     rank=dist.rank(),
                     world=dist.world_size(),
-                    on_images=lambda count: progress.advance(task, count * dist.world_size()),
+                    on_images=lambda count: progress.advance(task, count),
                 )
     dist.barrier()
     if device.type == "cuda":

@@ -14,6 +14,7 @@ from typing import Any
 
 import resvg_py
 from demo.packages import ARTISTS
+from demo.splits import concept_split
 from PIL import Image
 
 SIZE = 96
@@ -77,7 +78,8 @@ def load_concepts(packages: Path) -> list[Concept]:
     """Returns the concepts without flags, components and skin tones, in code point order of the CLDR list."""
     meta = json.loads((packages / "emojibase-data/meta/groups.json").read_text())
     rows = json.loads((packages / "emojibase-data/en/data.json").read_text())
-    shared = Counter(tag for row in rows for tag in tags_of(row))
+    held_out = {name for name in (plain(row["label"]) for row in rows) if concept_split(name) != "train"}
+    shared = Counter(tag for row in rows for tag in tags_of(row) if tag not in held_out)
     concepts, seen = [], set()
     for row in rows:
         group = GROUPS.get(meta["groups"].get(str(row.get("group")), ""))
@@ -86,9 +88,10 @@ def load_concepts(packages: Path) -> list[Concept]:
             continue
         seen.add(name)
         subgroup = plain(meta["subgroups"][str(row["subgroup"])]).replace("-", " ")
+        tags = tuple(tag for tag in tags if tag not in held_out)  # else training would name what is held out
         common = sorted((tag for tag in tags if tag != name and shared[tag] >= SHARED), key=lambda tag: -shared[tag])
-        keywords = tuple(dict.fromkeys((subgroup, *common[:KEYWORDS])))
-        concepts.append(Concept(normal_code(row["hexcode"]), name, group, tags, keywords))
+        keywords = dict.fromkeys(word for word in (subgroup, *common[:KEYWORDS]) if word not in held_out)
+        concepts.append(Concept(normal_code(row["hexcode"]), name, group, tags, tuple(keywords) or (group,)))
     return concepts
 
 

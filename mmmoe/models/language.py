@@ -55,7 +55,7 @@ def _pretrained(spec: PretrainedLanguage, dtype: torch.dtype) -> nn.Module:
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"language.path {folder} has no *.safetensors file; convert the weights to safetensors first")
     if spec.config is not None:
-        _compare(folder, spec.config, found)
+        compare_declared(folder, spec.config)
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa",
         output_loading_info=True,
@@ -79,16 +79,23 @@ def _folder_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def _compare(folder: Path, declared: dict[str, Any], found: dict[str, Any]) -> None:
-    """Refuses a folder whose configuration is not the declared one, so that a plan tells the truth."""
-    want, have = _complete(declared), _complete(found)
+def compare_declared(folder: Path, declared: dict[str, Any]) -> None:
+    """Refuses a folder whose configuration is not the declared one, so that a plan tells the truth.
+
+    Raises:
+        ValueError: naming every field that differs.
+    """
+    want, have = _complete(declared), _complete(_folder_config(folder))
     # transformers 5 gathers rope_theta and its kin in one field.
     keys = dict.fromkeys("rope_parameters" if key.startswith("rope_") else key for key in declared)
     differing = [
         f"{key}: declared {want.get(key)!r}, found {have.get(key)!r}" for key in keys if want.get(key) != have.get(key)
     ]
     if differing:
-        raise ValueError(f"{folder / 'config.json'} differs from language.config: " + "; ".join(differing))
+        raise ValueError(
+            f"{folder / 'config.json'} differs from model.language.config ({'; '.join(differing)}); "
+            "write `config: null` to take the folder's own, or correct one of the two"
+        )
 
 
 def _complete(fields: dict[str, Any]) -> dict[str, Any]:

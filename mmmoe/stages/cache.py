@@ -15,7 +15,7 @@ from mmmoe.engine.checkpoint import read
 from mmmoe.log import logger
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spec import ModelSpec, PretrainedLanguage
-from mmmoe.stages.handover import Heritage
+from mmmoe.stages.handover import Heritage, adapters_in
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 TOKENIZER_FILES = (".json", ".model", ".txt", ".jinja")
@@ -59,7 +59,7 @@ class StageCache:
 def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> dict[str, Any]:
     declared = stage.model_dump(mode="json", exclude={"reuse", "init_from"})
     declared["training"].pop("checkpoint")
-    if not any(adapter.dropout for adapter in stage.adapters):
+    if not any(adapter.dropout for adapter in adapters_in(run, stage)):
         # Without dropout the cut into micro-batches changes a result by rounding only.
         declared["training"].pop("micro_batch")
     parent = (heritage.path / "manifest.json").read_bytes() if heritage else b""

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from mmmoe import dist, paths
 from mmmoe.data.shards import ShardSet
-from mmmoe.data.template import load_tokenizer
+from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.engine.groups import freeze, parameter_groups, trainable_parameters
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
-from mmmoe.models.language import tokenizer_folder
+from mmmoe.models.language import compare_declared, tokenizer_folder
 from mmmoe.models.spec import EfficientNetLiteTower, PretrainedLanguage
 from mmmoe.stages.handover import Heritage, adapters_in, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -55,13 +55,28 @@ def _model(spec: RunSpec) -> Iterator[str]:
             yield f"model.language.path: {language.path} holds no Hugging Face model (no config.json); put one there"
         elif not any(folder.glob("*.safetensors")):
             yield f"model.language.path: {language.path} has a config but no *.safetensors weights"
-    tokenizer = tokenizer_folder(spec.model)
-    try:
-        load_tokenizer(paths.resolve(tokenizer))
-    except ValueError as error:
-        yield f"model.language.tokenizer: {error}"
+        elif language.config is not None:
+            try:
+                compare_declared(folder, language.config)
+            except ValueError as error:
+                yield f"model.language.config: {error}"
+    yield from _templates(spec)
     if not isinstance(tower, EfficientNetLiteTower) and tower.path and not paths.resolve(tower.path).is_file():
         yield f"model.tower.path: no file {tower.path}; put the open_clip checkpoint there"
+
+
+def _templates(spec: RunSpec) -> Iterator[str]:
+    """Tries every stage's template on the tokenizer."""
+    try:
+        tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(spec.model)))
+    except ValueError as error:
+        yield f"model.language.tokenizer: {error}"
+        return
+    for stage in spec.stages:
+        try:
+            Template(stage.template, tokenizer)
+        except ValueError as error:
+            yield f"stages.{stage.name}.template: {error}"
 
 
 def _start(spec: RunSpec, stage: StageSpec, seen: list[str]) -> Iterator[str]:

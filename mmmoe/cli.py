@@ -119,7 +119,12 @@ def pack(
     """Write WebDataset shards with their index; a shard that is already there and sound is kept."""
     from mmmoe.data.pack import pack as pack_shards
 
-    console.print(pack_shards(json, images, out, samples_per_shard=samples, domain=domain, workers=workers))
+    report = pack_shards(json, images, out, samples_per_shard=samples, domain=domain, workers=workers)
+    kept = f", {report.kept} of them there already" if report.kept else ""
+    console.print(
+        f"{report.samples:,} samples with {report.images:,} pictures ({report.bytes:,} bytes) in "
+        f"{len(report.shards)} shards in {out}{kept}"
+    )
 
 
 @data_app.command()
@@ -128,7 +133,12 @@ def check(shards: Annotated[str, typer.Argument(help="folder or glob of shards")
     from mmmoe.data.check import check as check_shards
 
     found = check_shards(shards)
-    console.print(found)
+    for problem in found.problems:
+        console.print(f"{problem.shard} {problem.key}: {problem.reason}")
+    console.print(
+        f"{found.shards} shards, {found.samples:,} samples, {found.images:,} pictures, {found.bytes:,} bytes: "
+        + ("sound" if found.is_sound else f"{len(found.problems)} problems; pack these shards again")
+    )
     raise typer.Exit(0 if found.is_sound else USER_MISTAKE)
 
 

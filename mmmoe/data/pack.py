@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def _read_rows(json_path: Path, image_folder: Path, domain: str) -> list[_Row]:
     except FileNotFoundError as error:
         raise ValueError(f"{json_path} does not exist; give LLaVA's JSON file") from error
     except ValueError as error:
-        raise ValueError(f"{json_path} is not JSON ({error})") from error
+        raise ValueError(f"{json_path} is not JSON ({error}); lines of JSON (JSONL) go into one list first") from error
     if not isinstance(raw, list) or not raw:
         raise ValueError(f"{json_path} must be a JSON list with at least one row, as LLaVA's files are")
     rows: list[_Row] = []
@@ -135,6 +136,9 @@ def _read_row(number: int, row: Any, image_folder: Path, domain: str) -> _Row:
     for turn in turns:
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in ROLES:
             raise ValueError(f"turn {turn!r:.80} needs from ({' or '.join(ROLES)}) and value (text)")
+    spoken = [turn["from"] for turn in turns]
+    if any(a == b for a, b in pairwise(spoken)) or "gpt" not in spoken[1:]:
+        raise ValueError(f"turns are from {', '.join(spoken)}; let human and gpt take turns, and gpt answer")
     named = row.get("image")
     names: list[Any] = [] if named is None else named if isinstance(named, list) else [named]
     images = tuple(_image_file(name, image_folder) for name in names)

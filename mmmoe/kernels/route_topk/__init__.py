@@ -1,0 +1,1 @@
+"""Top-k routing: logits to gates, experts, counts, offsets, order and inverse."""

@@ -8,10 +8,8 @@ turns, so that a slow moment hits all of them; the median is kept.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmmoe.kernels.grouped_lora.op import group_by_expert, grouped_lora, sorted_lora
-from mmmoe.log import console
+from mmmoe.kernels.timing import machine, report, seconds_of, settings
 
 DEFAULTS = {"tokens": 4096, "width": 256, "inner": 704, "experts": 3, "rank": 16, "repeats": 10}
 SCALE = 2.0
@@ -125,27 +123,14 @@ def measure(
     for _ in range(repeats + 2):
         for way in ways:
             x_ND = torch.randn(tokens, width, device=device, requires_grad=True)
-            _wait(device)
-            start = time.perf_counter()
-            getattr(block, way)(x_ND).backward(cotangent)
-            _wait(device)
-            times[way].append(time.perf_counter() - start)
+            seconds = seconds_of(lambda: getattr(block, way)(x_ND).backward(cotangent), device)  # noqa: B023  # at once
+            times[way].append(seconds)
     return {way: statistics.median(seconds[2:]) for way, seconds in times.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main(arguments: list[str]) -> None:
     """Measures, prints the ratios and writes them as JSON."""
-    given = dict(argument.split("=", 1) for argument in arguments)
-    out = given.pop("out", None)
-    unknown = set(given) - set(DEFAULTS)
-    if unknown:
-        raise ValueError(f"unknown settings {sorted(unknown)}; there are {sorted(DEFAULTS)} and out")
-    size = DEFAULTS | {key: int(value) for key, value in given.items()}
+    size, out = settings(arguments, DEFAULTS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     block = Block(size["width"], size["inner"], size["experts"], size["rank"], device)
@@ -159,10 +144,8 @@ def main(arguments: list[str]) -> None:
         }
         for way, value in seconds.items()
     }
-    result = {"size": size, "device": str(device), "threads": torch.get_num_threads(), "ways": rows}
-    if out is not None:
-        Path(out).write_text(json.dumps(result, indent=1) + "\n")
-    console.print_json(json.dumps(result))
+    result = {"name": "grouped_lora", "size": size, "device": machine(device), "ways": rows}
+    report(result, out)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,8 @@ The two take turns in one process, on inputs that change; the median of the roun
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmmoe.kernels.route_topk.op import route_topk
-from mmmoe.log import console
+from mmmoe.kernels.timing import machine, report, seconds_of, settings
 
 DEFAULTS = {"tokens": 8192, "experts": 64, "chosen": 4, "repeats": 50}
 
@@ -36,25 +33,9 @@ def torch_sequence(logits_NE: Tensor, num_chosen: int) -> tuple[Tensor, ...]:
     return gate_NK, expert_NK, count_E, count_E.cumsum(0), order_S, inverse_S
 
 
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Returns the seconds of one call, device work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main(arguments: list[str]) -> None:
     """Measures, prints the ratio and writes it as JSON."""
-    given = dict(argument.split("=", 1) for argument in arguments)
-    out = given.pop("out", None)
-    unknown = set(given) - set(DEFAULTS)
-    if unknown:
-        raise ValueError(f"unknown settings {sorted(unknown)}; there are {sorted(DEFAULTS)} and out")
-    size = DEFAULTS | {key: int(value) for key, value in given.items()}
+    size, out = settings(arguments, DEFAULTS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     ratios, own, peer = [], [], []
@@ -69,16 +50,14 @@ def main(arguments: list[str]) -> None:
     result = {
         "name": "route_topk",
         "size": size,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "device": machine(device),
         "milliseconds": 1e3 * statistics.median(own),
         "versus": "softmax, topk, argsort, inverse, bincount, cumsum in torch",
         "versus_milliseconds": 1e3 * statistics.median(peer),
         "ratio": statistics.median(ratios),
         "spread": [min(ratios), max(ratios)],
     }
-    if out is not None:
-        Path(out).write_text(json.dumps(result, indent=1) + "\n")
-    console.print_json(json.dumps(result))
+    report(result, out)
 
 
 if __name__ == "__main__":

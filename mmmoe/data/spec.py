@@ -38,8 +38,6 @@ class TemplateSpec(Spec):
     """vicuna_v1: LLaVA-1.5's; plain: image then caption; chat: the tokenizer's own chat template."""
     system: str | None = None
     """Replaces the template's system sentence; an empty string leaves it out."""
-    targets: Literal["answers", "all"] = "answers"
-    """answers: the loss is on what the assistant says; all: on every token, as a language model is pretrained."""
     max_length: int = Field(default=2048, ge=8)
     """Longest token sequence before images are spliced in; longer ones are cut on the right."""
     as_released: bool = False

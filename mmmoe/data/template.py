@@ -84,9 +84,7 @@ class Template:
         """
         rendered = self._render(self._tidy(turns))
         ids = self.ids(rendered.text)
-        if self.spec.targets == "all":
-            labels = [IGNORE_ID if i == IMAGE_ID else i for i in ids]
-        elif self.spec.as_released and self.spec.kind == "vicuna_v1":
+        if self.spec.as_released and self.spec.kind == "vicuna_v1":
             labels = released_labels(rendered.text, ids, self.ids, self.tokenizer, self.spec.max_length)
         else:
             labels = [IGNORE_ID] * len(ids)

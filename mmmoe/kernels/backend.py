@@ -31,7 +31,7 @@ def active() -> Backend:
     if not torch.cuda.is_available():
         return Backend("torch", "torch sees no CUDA device")
     try:
-        library(build("cuda").as_posix())
+        cuda_library()
     except (RuntimeError, OSError) as error:
         return Backend("torch", str(error).splitlines()[0])
     return Backend("cuda", f"compiled for {torch.cuda.get_device_name()}")
@@ -41,8 +41,15 @@ def active() -> Backend:
 def library(path: str) -> ctypes.CDLL:
     """Returns a loaded library whose functions take what `call` gives them."""
     loaded = ctypes.CDLL(path)
+    loaded.mmmoe_route_workspace.argtypes = [ctypes.c_int64] * 3
     loaded.mmmoe_route_workspace.restype = ctypes.c_int64
     return loaded
+
+
+@functools.cache
+def cuda_library() -> ctypes.CDLL:
+    """Returns the library for GPUs; found or compiled once a process, never in a step."""
+    return library(build("cuda").as_posix())
 
 
 def call(loaded: ctypes.CDLL, name: str, *arguments: Tensor | int, stream: int = 0) -> None:
@@ -63,5 +70,4 @@ def call(loaded: ctypes.CDLL, name: str, *arguments: Tensor | int, stream: int =
 def cuda_call(name: str, *arguments: Tensor | int, device: torch.device) -> None:
     """Calls a launcher of the CUDA library on the current stream of a device."""
     with torch.cuda.device(device):
-        loaded = library(build("cuda").as_posix())
-        call(loaded, name, *arguments, stream=torch.cuda.current_stream(device).cuda_stream)
+        call(cuda_library(), name, *arguments, stream=torch.cuda.current_stream(device).cuda_stream)

@@ -27,7 +27,7 @@ def build_language(spec: PretrainedLanguage | ScratchLanguage, *, meta: bool = F
         model = _fresh(spec.config, torch.float32)
     else:
         dtype: torch.dtype = getattr(torch, spec.dtype)
-        model = _fresh(spec.config or _folder_config(resolve(spec.path)), dtype) if meta else _pretrained(spec, dtype)
+        model = _fresh(spec.config or folder_config(resolve(spec.path)), dtype) if meta else _pretrained(spec, dtype)
     scaled = [field for field in SCALED_HEADS if getattr(model.config, field, None) not in (None, 1.0)]
     if scaled:
         raise ValueError(f"this language model changes its head's logits ({', '.join(scaled)}); that is not supported")
@@ -51,11 +51,11 @@ def _fresh(fields: dict[str, Any], dtype: torch.dtype) -> nn.Module:
 
 def _pretrained(spec: PretrainedLanguage, dtype: torch.dtype) -> nn.Module:
     folder = resolve(spec.path)
-    _folder_config(folder)  # a missing folder or config has a clearer message than what follows
+    found = folder_config(folder)
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"language.path {folder} has no *.safetensors file; convert the weights to safetensors first")
     if spec.config is not None:
-        compare_declared(folder, spec.config)
+        compare_declared(folder, spec.config, found)
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa",
         output_loading_info=True,
@@ -67,7 +67,12 @@ def _pretrained(spec: PretrainedLanguage, dtype: torch.dtype) -> nn.Module:
     return result
 
 
-def _folder_config(folder: Path) -> dict[str, Any]:
+def folder_config(folder: Path) -> dict[str, Any]:
+    """Returns the fields of a Hugging Face folder's config.json.
+
+    Raises:
+        ValueError: There is no such folder, or no such file in it.
+    """
     file = folder / "config.json"
     if not folder.is_dir():
         raise ValueError(
@@ -79,13 +84,13 @@ def _folder_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def compare_declared(folder: Path, declared: dict[str, Any]) -> None:
+def compare_declared(folder: Path, declared: dict[str, Any], found: dict[str, Any]) -> None:
     """Refuses a folder whose configuration is not the declared one, so that a plan tells the truth.
 
     Raises:
         ValueError: naming every field that differs.
     """
-    want, have = _complete(declared), _complete(_folder_config(folder))
+    want, have = _complete(declared), _complete(found)
     # transformers 5 gathers rope_theta and its kin in one field.
     keys = dict.fromkeys("rope_parameters" if key.startswith("rope_") else key for key in declared)
     differing = [

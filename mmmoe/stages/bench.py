@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from mmmoe import dist
 from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
 from mmmoe.engine.groups import freeze
+from mmmoe.kernels.timing import machine, seconds_of
 from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
@@ -87,19 +87,11 @@ def _inputs(model: LlavaMole, rows: int) -> dict[str, Tensor]:
 
 
 def _step(model: LlavaMole, inputs: dict[str, Tensor]) -> float:
-    _wait(model.device)
-    started = time.perf_counter()
     rows = inputs["input_ids_BT"].shape[0]
-    model(**inputs).loss(float(rows * TARGETS), float(rows)).backward()
-    _wait(model.device)
-    seconds = time.perf_counter() - started
+    share = float(rows * TARGETS), float(rows)
+    seconds = seconds_of(lambda: model(**inputs).loss(*share).backward(), model.device)
     model.zero_grad(set_to_none=True)
     return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _timing(name: str, own: list[float], plain: list[float]) -> Timing:
@@ -108,7 +100,7 @@ def _timing(name: str, own: list[float], plain: list[float]) -> Timing:
 
 
 def _show(timings: list[Timing], name: str, rows: int) -> None:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = machine(dist.device())
     table = Table("forward + backward", "seconds", "to plain LoRA", "range", title=f"{name}, {rows} rows, {device}")
     for t in timings:
         table.add_row(t.what, f"{t.seconds:.3f}", f"{t.to_plain_lora:.2f}", f"{t.low:.2f} to {t.high:.2f}")

@@ -10,7 +10,7 @@ from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.engine.groups import freeze, parameter_groups, trainable_parameters
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
-from mmmoe.models.language import compare_declared, tokenizer_folder
+from mmmoe.models.language import compare_declared, folder_config, tokenizer_folder
 from mmmoe.models.spec import EfficientNetLiteTower, PretrainedLanguage
 from mmmoe.stages.handover import Heritage, adapters_in, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -57,7 +57,7 @@ def _model(spec: RunSpec) -> Iterator[str]:
             yield f"model.language.path: {language.path} has a config but no *.safetensors weights"
         elif language.config is not None:
             try:
-                compare_declared(folder, language.config)
+                compare_declared(folder, language.config, folder_config(folder))
             except ValueError as error:
                 yield f"model.language.config: {error}"
     yield from _templates(spec)

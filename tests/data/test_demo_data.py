@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
 
 pytest.importorskip("resvg_py")
 pytest.importorskip("vega_datasets")
@@ -21,7 +20,6 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "data"))
 
 from demo import benchmarks, charts, colour, corpus, documents, emoji, manifest, packages, plan, scenes, splits, tables
 from demo import questions as q
-from demo.tokenizer import ENTRIES, train_tokenizer
 
 WHITE = (255, 255, 255)
 NAMES = ("apple", "dog", "car", "tree", "cup", "ship", "lamp", "pear")
@@ -333,32 +331,6 @@ def test_alignment_names_drawings_and_describes_the_rest():
             assert (question, answer) == ("<image>\nWhat is it?", picture.concept)
         else:
             assert (question, answer) == ("<image>\nDescribe the picture.", q.describe(picture))
-
-
-def test_labels_become_plain_words():
-    assert emoji.plain("man: red hair") == "man red hair"
-    assert emoji.plain("piñata") == "pinata"
-    assert emoji.plain("woman’s hat") == "woman's hat"
-    assert emoji.normal_code("2764-FE0F") == "2764"
-
-
-def test_the_tokenizer_spells_capitals_and_digits_and_any_text(tmp_path):
-    said = [f" Picture: {word.upper()} 47. Which of these is it: {word} or dog?" for word in WORDS] * 20
-    assert train_tokenizer(said, tmp_path) <= ENTRIES
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    assert tokenizer.tokenize(" CAT47") == ["ĠC", "A", "T", "4", "7"]
-    assert len(tokenizer.tokenize("USER: ASSISTANT:")) <= 5
-    for text in ("Which of these is it: cat or dog?", "añ\n\tΩ 🍎 ZEBRA", "USER: a  b"):
-        ids = tokenizer(text)["input_ids"]
-        assert tokenizer.decode(ids) == text
-        assert tokenizer.unk_token_id not in ids
-        assert tokenizer.bos_token_id not in ids
-    # Merges go over spaces, up to punctuation and the "or" of a list of choices, so a name is cut alike everywhere.
-    asked = ["ĠWhichĠofĠtheseĠisĠit", ":", "Ġcat", "Ġor", "Ġdog", "?"]
-    assert tokenizer.tokenize(" Which of these is it: cat or dog?") == asked
-    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
-    assert special == ("<s>", "</s>", "<pad>", "<unk>")
-    assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}) == 4
 
 
 def test_without_npm_the_cure_is_named(monkeypatch):

@@ -63,7 +63,8 @@ def route_on_host(loaded, logits_NE, num_chosen, gates="softmax", capacity=None)
         torch.full(size, UNSET)
         for size in ((num_tokens, num_chosen), (num_experts,), (num_experts + 1,), (num_slots,), (num_slots,))
     ]
-    workspace = torch.full((-(-num_tokens // 64) * num_experts + num_slots + 1,), UNSET, dtype=torch.int32)
+    size = loaded.mmmoe_route_workspace(num_tokens, num_experts, num_chosen)
+    workspace = torch.full((max(size, 1),), UNSET, dtype=torch.int32)
     limit = UNLIMITED if capacity is None else capacity
     call(
         loaded, "mmmoe_route", logits_NE, gate, *whole, workspace, num_tokens, num_experts, num_chosen,

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mmmoe.kernels.order import order_by_expert
+
 Strategy = Literal["auto", "masked", "sorted"]
 
 # Up to this many ranks in all, the masked products cost less than moving rows as wide as the layer. One core: equal at
@@ -35,11 +37,8 @@ class Groups(NamedTuple):
 
 def group_by_expert(index_NK: Tensor, num_experts: int) -> Groups:
     """Returns the stable order that groups slots by expert. Reads the counts on the host, so a GPU waits here."""
-    index_S = index_NK.reshape(-1)
-    order_S = torch.argsort(index_S, stable=True)
-    inverse_S = torch.empty_like(order_S)
-    inverse_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
-    return Groups(order_S, inverse_S, torch.bincount(index_S, minlength=num_experts).tolist())
+    order_S, inverse_S, count_E = order_by_expert(index_NK.reshape(-1), num_experts)
+    return Groups(order_S, inverse_S, count_E.tolist())
 
 
 def sorting_once_pays(x_ND: Tensor, num_experts: int, num_chosen: int) -> bool:

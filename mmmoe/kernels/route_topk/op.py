@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmmoe.kernels.backend import TYPE_CODES, active, cuda_call
+from mmmoe.kernels.backend import TYPE_CODES, active, cuda_call, cuda_library
 from mmmoe.kernels.library import register
+from mmmoe.kernels.order import order_by_expert
 from mmmoe.kernels.route_topk.reference import Routing
 
 Gates = Literal["softmax", "softmax_renormalised", "softmax_chosen"]
@@ -73,8 +74,8 @@ def _on_cuda(logits_NE: Tensor, num_chosen: int, rule: int, capacity: int) -> tu
     num_tokens, num_experts = logits_NE.shape
     logits_NE = logits_NE.contiguous()
     gate, expert, count, offset, order, inverse = _empty(logits_NE, num_chosen)
-    tiles = -(-num_tokens // 64)
-    workspace = torch.empty(tiles * num_experts + num_tokens * num_chosen, dtype=torch.int32, device=logits_NE.device)
+    size = cuda_library().mmmoe_route_workspace(num_tokens, num_experts, num_chosen)
+    workspace = torch.empty(size, dtype=torch.int32, device=logits_NE.device)
     cuda_call(
         "mmmoe_route", logits_NE, gate, expert, count, offset, order, inverse, workspace,
         num_tokens, num_experts, num_chosen, rule, capacity, TYPE_CODES[logits_NE.dtype], device=logits_NE.device,
@@ -88,12 +89,8 @@ def _in_torch(logits_NE: Tensor, num_chosen: int, rule: int, capacity: int) -> t
     top_NK, expert_NK = _largest(logits_NE, num_chosen)
     gate_NK = _gates(logits_NE, top_NK, rule)
     expert_S = expert_NK.reshape(-1)
-    order_S = torch.argsort(expert_S, stable=True)
-    count_E = torch.zeros(num_experts, dtype=torch.int64, device=logits_NE.device)
-    count_E.scatter_add_(0, expert_S, torch.ones_like(expert_S))
+    order_S, inverse_S, count_E = order_by_expert(expert_S, num_experts)
     offset_E1 = _offsets(count_E)
-    inverse_S = torch.empty_like(order_S)
-    inverse_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
     if capacity < num_tokens:  # an expert is chosen at most once a token
         rank_S = inverse_S - offset_E1[expert_S]
         is_kept_S = rank_S < capacity

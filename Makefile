@@ -18,19 +18,18 @@ check: .venv/installed  ## style, types, floors and the house rules
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/test_house.py
 
-bench: .venv/installed  ## ratios against peers, in one process
-	$(BIN)/python kernels/bench/bench_route_topk.py
-	$(BIN)/python kernels/bench/bench_grouped_lora.py
-	$(BIN)/mmmoe bench
+bench: .venv/installed  ## ratios against peers, in one process; fails where a bound is missed
+	$(BIN)/mmmoe bench kernels --check
+	$(BIN)/mmmoe bench step --check
 
-kernels: .venv/installed  ## every kernel op against its reference, forward and gradients
-	$(BIN)/pytest tests/kernels
+kernels: .venv/installed  ## compile the kernels for this processor and for GPUs, instead of at their first use
+	$(BIN)/python -m mmmoe.kernels.build
 
-gpu:  ## on a machine with a CUDA device: gpu-marked tests and benchmarks, with that machine's own Python
-	PYTHONPATH=. $(PYTHON) -m pytest tests/kernels -m gpu
-	mkdir -p kernels/bench/results
-	PYTHONPATH=. $(PYTHON) kernels/bench/bench_route_topk.py out=kernels/bench/results/route_topk.json
-	PYTHONPATH=. $(PYTHON) kernels/bench/bench_grouped_lora.py out=kernels/bench/results/grouped_lora.json
+gpu: export PYTHONPATH = .
+gpu:  ## on a machine with a CUDA device: kernels, gpu-marked tests and benchmarks, with that machine's own Python
+	$(PYTHON) -m mmmoe.kernels.build
+	$(PYTHON) -m pytest tests/kernels -m gpu
+	$(PYTHON) -m mmmoe.kernels.bench kernels --json kernels/bench/results --check
 
 docs: .venv/installed  ## the JSON schema of every declaration, for editors
 	$(BIN)/mmmoe config schema > configs/schema.json

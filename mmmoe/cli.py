@@ -92,11 +92,30 @@ def experiment(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def bench(config: Config = Path("configs/llava_mole_tiny.yaml"), overrides: Overrides = None) -> None:
-    """Time a training step of the last stage with its mixture of experts against plain LoRA and the frozen model."""
-    from mmmoe.stages.bench import bench_step
+def bench(
+    name: Annotated[str, typer.Argument(help="step, an op (`kernels`: all of them)")] = "step",
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="sizes of an op; for step config=FILE and overrides, as key=value")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="write the results to this file or folder, and a plot beside them")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="a line for every bound; exit status 1 if one is missed")] = False,
+) -> None:
+    """Time a training step with experts, or the ops, against their peers in one process."""
+    from mmmoe.kernels.bench import measure, parse_sizes, publish
 
-    bench_step(load(config, RunSpec, overrides))
+    given = settings or []
+    if name == "step":
+        from mmmoe.stages.bench import bench_step
+
+        files = [setting.partition("=")[2] for setting in given if setting.startswith("config=")]
+        overrides = [setting for setting in given if not setting.startswith("config=")]
+        config = Path(files[-1] if files else "configs/llava_mole_tiny.yaml")
+        results = bench_step(load(config, RunSpec, overrides))
+    else:
+        results = measure(name, parse_sizes(given))
+    raise typer.Exit(0 if publish(name, results, json, check=check) else 1)
 
 
 @app.command()

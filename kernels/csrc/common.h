@@ -7,6 +7,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
+#include <initializer_list>
 
 #define LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];
@@ -46,4 +48,15 @@ __device__ inline float warp_sum(float v) {
 __device__ inline float warp_max(float v) {
   for (int m = 16; m; m >>= 1) v = fmaxf(v, __shfl_xor_sync(kAll, v, m));
   return v;
+}
+
+// Calls `run` with a value of the type that mmmoe/kernels/backend.py gave this code.
+template <class Run>
+int by_type(int64_t code, Run run) {
+  switch (static_cast<Type>(code)) {
+    case Type::float32: return run(float{});
+    case Type::bfloat16: return run(__nv_bfloat16{});
+    case Type::float16: return run(__half{});
+    default: return kBadArgument;
+  }
 }

@@ -1,65 +1,82 @@
-"""Which implementation of the ops is active on this machine, and why; the calls into the compiled library."""
+"""Which implementation of the ops is active on a device, and why; the calls into the compiled libraries.
+
+Both libraries, the CUDA kernels and the C++ ones for the CPU, offer the same functions: an op has one caller for both
+devices, and one path in plain torch for where neither can be had.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmmoe.kernels.build import build
+from mmmoe.kernels.build import Target, build
 
-TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Element types as kernels/csrc/common.h numbers them."""
+TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+"""Element types as kernels/csrc numbers them."""
+TYPES = tuple(TYPE_CODES)
+"""Element types that every op takes."""
+KERNEL_TYPES = {"cuda": TYPES[:3], "cpu": TYPES}
+"""Element types that the kernels of a device know; others run in torch."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs an op on CUDA tensors."""
+    """What runs an op on tensors of one kind of device."""
 
-    name: str
-    """cuda or torch."""
+    name: Literal["cuda", "c++", "torch"]
     reason: str
 
 
 @functools.cache
-def active() -> Backend:
-    """Returns the backend, which is settled once a process; the library is compiled now if it must be."""
-    if not torch.cuda.is_available():
+def active(device: str) -> Backend:
+    """Returns the backend of a kind of device, settled once a process; the library is compiled now if it must be."""
+    if device == "cuda" and not torch.cuda.is_available():
         return Backend("torch", "torch sees no CUDA device")
     try:
-        cuda_library()
+        compiled(device)
     except (RuntimeError, OSError) as error:
         return Backend("torch", str(error).splitlines()[0])
-    return Backend("cuda", f"compiled for {torch.cuda.get_device_name()}")
+    if device == "cuda":
+        return Backend("cuda", f"compiled for {torch.cuda.get_device_name()}")
+    return Backend("c++", "compiled for this processor")
 
 
 @functools.cache
-def library(path: str) -> ctypes.CDLL:
-    """Returns a loaded library whose functions take what `call` gives them."""
-    loaded = ctypes.CDLL(path)
-    loaded.mmmoe_route_workspace.argtypes = [ctypes.c_int64] * 3
-    loaded.mmmoe_route_workspace.restype = ctypes.c_int64
-    return loaded
+def compiled(device: str) -> ctypes.CDLL:
+    """Returns the library for a kind of device; found or compiled once a process, never in a step."""
+    target: Target | None = {"cuda": "cuda", "cpu": "cpu"}.get(device)  # type: ignore[assignment]  # literals
+    if target is None:
+        raise RuntimeError(f"there are no kernels for {device}")
+    return ctypes.CDLL(build(target).as_posix())
 
 
-@functools.cache
-def cuda_library() -> ctypes.CDLL:
-    """Returns the library for GPUs; found or compiled once a process, never in a step."""
-    return library(build("cuda").as_posix())
+def has_kernels(tensor: Tensor) -> bool:
+    """Says whether the compiled kernels of a tensor's device take its type."""
+    device = tensor.device.type
+    return tensor.dtype in KERNEL_TYPES.get(device, ()) and is_compiled(device)
 
 
-def call(loaded: ctypes.CDLL, name: str, *arguments: Tensor | int, stream: int = 0) -> None:
-    """Calls a launcher: tensors become pointers, integers 64 bits wide, the stream comes last.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile asks once, traces nothing
+def is_compiled(device: str) -> bool:
+    """Says whether there are compiled kernels for a kind of device."""
+    return active(device).name != "torch"
+
+
+def call(loaded: ctypes.CDLL, name: str, *arguments: Tensor | int | None, stream: int = 0) -> None:
+    """Calls a launcher: tensors become pointers, None the null pointer, integers 64 bits wide, the stream comes last.
 
     Raises:
         RuntimeError: The launcher refused, or the device did.
     """
     given: list[Any] = [
-        ctypes.c_void_p(argument.data_ptr()) if isinstance(argument, Tensor) else ctypes.c_int64(argument)
+        ctypes.c_int64(argument)
+        if isinstance(argument, int)
+        else ctypes.c_void_p(None if argument is None else argument.data_ptr())
         for argument in arguments
     ]
     status = getattr(loaded, name)(*given, ctypes.c_void_p(stream))
@@ -67,7 +84,16 @@ def call(loaded: ctypes.CDLL, name: str, *arguments: Tensor | int, stream: int =
         raise RuntimeError(f"{name} failed with status {status} (-1: arguments, otherwise a cudaError_t)")
 
 
-def cuda_call(name: str, *arguments: Tensor | int, device: torch.device) -> None:
-    """Calls a launcher of the CUDA library on the current stream of a device."""
+def workspace_size(name: str, *sizes: int, device: torch.device) -> int:
+    """Returns how many elements of workspace a launcher of a device's library wants."""
+    query = getattr(compiled(device.type), name)
+    query.restype = ctypes.c_int64
+    return int(query(*map(ctypes.c_int64, sizes)))
+
+
+def launch(name: str, *arguments: Tensor | int | None, device: torch.device) -> None:
+    """Calls a launcher of a device's library, on its current stream."""
+    if device.type == "cpu":
+        return call(compiled("cpu"), name, *arguments)
     with torch.cuda.device(device):
-        call(cuda_library(), name, *arguments, stream=torch.cuda.current_stream(device).cuda_stream)
+        return call(compiled("cuda"), name, *arguments, stream=torch.cuda.current_stream(device).cuda_stream)

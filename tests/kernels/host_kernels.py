@@ -1,30 +1,48 @@
-"""The CUDA sources on the CPU: the library of fibres, its schedules, and copies with a barrier taken out."""
+"""The CUDA sources on the CPU: ops that run through the library of fibres, its schedules, and barriers taken out."""
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmmoe.kernels.backend import call, library
+from mmmoe.kernels import backend
 from mmmoe.kernels.build import build, source_folder, toolkit
-from mmmoe.kernels.route_topk.op import RULES, UNLIMITED
-from mmmoe.kernels.route_topk.reference import Routing
+from mmmoe.kernels.grouped_lora.fused import FUSED_TYPES
 
 needs_toolkit = pytest.mark.skipif(
     toolkit() is None or shutil.which("g++") is None, reason="the CUDA headers or g++ are missing on this machine"
 )
-BARRIER = re.compile(r"^\s*__sync(threads|warp)\(\);$", re.MULTILINE)
-UNSET = -12345
+needs_kernels = pytest.mark.skipif(
+    backend.active("cpu").name == "torch", reason=f"no kernels for the CPU: {backend.active('cpu').reason}"
+)
+BARRIER = re.compile(r"^\s*__sync(threads|warp)\(\);", re.MULTILINE)
 
 
-def schedule(loaded, seed, by_priority):
-    call(loaded, "mmmoe_host_schedule", seed, int(by_priority))
+@contextmanager
+def fibres(loaded, seed=0, *, by_priority=False):
+    """Lets every op on CPU tensors run the CUDA kernels; memory that no kernel writes is NaN or the largest integer."""
+    backend.call(loaded, "mmmoe_host_schedule", seed, int(by_priority))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "compiled", lambda device: loaded)
+        patch.setitem(FUSED_TYPES, "cpu", backend.KERNEL_TYPES["cuda"])
+        patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def host_library():
+    return ctypes.CDLL(build("host").as_posix())
 
 
 def barriers(file):
@@ -32,14 +50,14 @@ def barriers(file):
     return list(BARRIER.finditer((source_folder() / file).read_text()))
 
 
-def without_barrier(file, number, folder: Path):
-    """Returns a library built from sources in which one barrier is taken out."""
-    copy = folder / f"{file}-{number}"
-    shutil.copytree(source_folder(), copy)
-    text = (copy / file).read_text()
+def without_barrier(file, number, kernels, folder: Path):
+    """Returns a library of the given .cu files, built with one barrier of a file taken out."""
+    for path in (*source_folder().glob("*.h"), *(source_folder() / name for name in kernels)):
+        shutil.copy(path, folder)
+    text = (folder / file).read_text()
     found = list(BARRIER.finditer(text))[number]
-    (copy / file).write_text(text[: found.start()] + text[found.end() :])
-    return library(build("host", copy).as_posix())
+    (folder / file).write_text(text[: found.start()] + text[found.end() :])
+    return ctypes.CDLL(build("host", folder).as_posix())
 
 
 def survives(check) -> bool:
@@ -52,22 +70,3 @@ def survives(check) -> bool:
         finally:
             os._exit(2)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def route_on_host(loaded, logits_NE, num_chosen, gates="softmax", capacity=None):
-    """Runs the routing kernels as fibres; outputs and workspace start with what no kernel writes."""
-    num_tokens, num_experts = logits_NE.shape
-    num_slots = num_tokens * num_chosen
-    gate = torch.full((num_tokens, num_chosen), float("nan"))
-    whole = [
-        torch.full(size, UNSET)
-        for size in ((num_tokens, num_chosen), (num_experts,), (num_experts + 1,), (num_slots,), (num_slots,))
-    ]
-    size = loaded.mmmoe_route_workspace(num_tokens, num_experts, num_chosen)
-    workspace = torch.full((max(size, 1),), UNSET, dtype=torch.int32)
-    limit = UNLIMITED if capacity is None else capacity
-    call(
-        loaded, "mmmoe_route", logits_NE, gate, *whole, workspace, num_tokens, num_experts, num_chosen,
-        RULES[gates], limit, 0,
-    )  # fmt: skip
-    return Routing(gate, *whole)

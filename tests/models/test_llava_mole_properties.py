@@ -12,10 +12,12 @@ from models_toy import lora_spec, mole_spec, randomise, toy_batch, toy_model, to
 
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.counts import parameter_table
+from mmmoe.models.lora.experts import LoRAExperts
 from mmmoe.models.lora.inject import eject
 from mmmoe.models.lora.layer import MoLEFeedForward
 from mmmoe.models.spec import ModelSpec
 
+STRATEGIES = ["masked", "permuted", "fused"]
 SELECTIONS = ["top1", "top1_gated", "top1_straight_through", "dense"]
 
 
@@ -25,18 +27,23 @@ def logits_of(model):
     return model.logits(**batch)
 
 
+def set_strategy(model, strategy):
+    for module in model.modules():
+        if isinstance(module, LoRAExperts):
+            module.strategy = strategy
+
+
 def blocks_of(model):
     return [module for module in model.modules() if isinstance(module, MoLEFeedForward)]
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("grouped", [False, True])
-def test_1_fresh_adapters_change_no_bit(selection, grouped, monkeypatch):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_1_fresh_adapters_change_no_bit(selection, strategy):
     model = toy_model()
     before = logits_of(model)
     model.add_adapters([lora_spec(), mole_spec(selection=selection)])
-    if grouped:
-        monkeypatch.setattr("mmmoe.models.lora.layer.sorting_once_pays", lambda x, e, k: k == 1)
+    set_strategy(model, strategy)
     assert torch.equal(logits_of(model), before)
     randomise(model)
     assert not torch.allclose(logits_of(model), before)
@@ -108,10 +115,10 @@ def test_5_equal_experts_are_plain_lora_whatever_the_routing(selection):
     torch.testing.assert_close(logits_of(model), logits_of(single), atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_6_equals_evaluating_every_expert_on_every_token(grouped, monkeypatch):
-    monkeypatch.setattr("mmmoe.models.lora.layer.sorting_once_pays", lambda x, e, k: grouped)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_6_equals_evaluating_every_expert_on_every_token(strategy):
     model = toy_mole()
+    set_strategy(model, strategy)
     block = blocks_of(model)[1].double()
     x = torch.randn(2, 11, 32, dtype=torch.float64)
     with model.tape.recording() as rows:

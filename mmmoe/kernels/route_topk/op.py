@@ -1,7 +1,8 @@
 """Top-k routing in one call: logits to gates, experts, counts, offsets, a stable order and its inverse.
 
-On a GPU three launches do it (kernels/csrc/route.cu), without atomics, without waiting on the host, and with the same
-order every time. Elsewhere torch does it: a stable sort of the slots by expert. Only the gates have a gradient.
+On a GPU three launches do it (kernels/csrc/route_topk.cu), without atomics, without waiting on the host, and with the
+same order every time; on a CPU C++ (route_topk.cpp); where neither can be compiled, torch, with a stable sort. Only the
+gates have a gradient.
 """
 
 from __future__ import annotations
@@ -11,22 +12,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmmoe.kernels.backend import TYPE_CODES, active, cuda_call, cuda_library
+from mmmoe.kernels.backend import TYPE_CODES, TYPES, has_kernels, launch
 from mmmoe.kernels.library import register
-from mmmoe.kernels.order import order_by_expert
+from mmmoe.kernels.order import MOST_CHOSEN, MOST_EXPERTS, UNLIMITED, empty_order, order_in_torch, workspace
 from mmmoe.kernels.route_topk.reference import Routing
 
 Gates = Literal["softmax", "softmax_renormalised", "softmax_chosen"]
 RULES: dict[str, int] = {"softmax": 0, "softmax_renormalised": 1, "softmax_chosen": 2}
-MOST_EXPERTS, MOST_CHOSEN = 1024, 8
-UNLIMITED = 2**62
 
 
 def route_topk(logits_NE: Tensor, num_chosen: int, gates: Gates = "softmax", capacity: int | None = None) -> Routing:
     """Routes each token to the experts of its `num_chosen` largest logits.
 
     Args:
-        logits_NE: float32, bfloat16 or float16 (float64 on the CPU); any strides. The softmax is taken in float32.
+        logits_NE: float32, bfloat16 or float16 or float64; any strides. The softmax is taken in float32.
         num_chosen: K, from 1 to 8 and at most E; E is at most 1024.
         gates: `softmax` over all experts; `softmax_renormalised`: divided by its sum over the chosen (Mixtral);
             `softmax_chosen`: softmax over the chosen logits alone, the same up to rounding.
@@ -46,9 +45,8 @@ def _check(logits_NE: Tensor, num_chosen: int, gates: str, capacity: int | None)
     if logits_NE.dim() != 2:
         raise ValueError(f"logits must have two dimensions (tokens, experts), got shape {tuple(logits_NE.shape)}")
     shape, num_experts = tuple(logits_NE.shape), logits_NE.shape[1]
-    types = (*TYPE_CODES, torch.float64) if logits_NE.device.type == "cpu" else tuple(TYPE_CODES)
-    if logits_NE.dtype not in types:
-        names = ", ".join(map(str, types))
+    if logits_NE.dtype not in TYPES:
+        names = ", ".join(map(str, TYPES))
         raise ValueError(f"logits {shape} are {logits_NE.dtype} on {logits_NE.device}; give one of {names}")
     if not 1 <= num_experts <= MOST_EXPERTS:
         raise ValueError(f"logits {shape} have {num_experts} experts; 1 to {MOST_EXPERTS} work")
@@ -61,48 +59,39 @@ def _check(logits_NE: Tensor, num_chosen: int, gates: str, capacity: int | None)
         raise ValueError(f"capacity is {capacity}; give at least 1, or None for no limit")
 
 
-def _on_cpu(logits_NE: Tensor, num_chosen: int, rule: int, capacity: int) -> tuple[Tensor, ...]:
-    if bool(torch.isnan(logits_NE).any()):
-        rows = torch.isnan(logits_NE).any(1).nonzero()[:, 0].tolist()
+def _run(logits_NE: Tensor, num_chosen: int, rule: int, capacity: int) -> tuple[Tensor, ...]:
+    if has_kernels(logits_NE):
+        logits_NE = logits_NE.contiguous()
+        routing = _empty(logits_NE, num_chosen)
+        num_experts, num_slots = logits_NE.shape[1], routing[1].numel()
+        launch(
+            "mmmoe_route", logits_NE, *routing, workspace(logits_NE, num_experts, num_slots),
+            *logits_NE.shape, num_chosen, rule, capacity, TYPE_CODES[logits_NE.dtype], device=logits_NE.device,
+        )  # fmt: skip
+    else:
+        routing = _in_torch(logits_NE, num_chosen, rule, capacity)
+    _check_gates(logits_NE, routing[0])
+    return routing
+
+
+def _check_gates(logits_NE: Tensor, gate_NK: Tensor) -> None:
+    """Refuses logits that gave no gates. Only on a CPU: on a GPU one would have to wait."""
+    if logits_NE.device.type != "cpu" or not bool(torch.isnan(gate_NK).any()):
+        return
+    rows = torch.isnan(logits_NE).any(1).nonzero()[:, 0].tolist()
+    if rows:
         raise ValueError(f"logits hold NaN in {len(rows)} of {logits_NE.shape[0]} rows, the first are {rows[:5]}")
-    return _in_torch(logits_NE, num_chosen, rule, capacity)
-
-
-def _on_cuda(logits_NE: Tensor, num_chosen: int, rule: int, capacity: int) -> tuple[Tensor, ...]:
-    if active().name != "cuda":
-        return _in_torch(logits_NE, num_chosen, rule, capacity)
-    num_tokens, num_experts = logits_NE.shape
-    logits_NE = logits_NE.contiguous()
-    gate, expert, count, offset, order, inverse = _empty(logits_NE, num_chosen)
-    size = cuda_library().mmmoe_route_workspace(num_tokens, num_experts, num_chosen)
-    workspace = torch.empty(size, dtype=torch.int32, device=logits_NE.device)
-    cuda_call(
-        "mmmoe_route", logits_NE, gate, expert, count, offset, order, inverse, workspace,
-        num_tokens, num_experts, num_chosen, rule, capacity, TYPE_CODES[logits_NE.dtype], device=logits_NE.device,
-    )  # fmt: skip
-    return gate, expert, count, offset, order, inverse
+    raise ValueError(f"logits {tuple(logits_NE.shape)} have a row with no finite value, which has no softmax")
 
 
 def _in_torch(logits_NE: Tensor, num_chosen: int, rule: int, capacity: int) -> tuple[Tensor, ...]:
-    num_tokens, num_experts = logits_NE.shape
     logits_NE = logits_NE if logits_NE.dtype == torch.float64 else logits_NE.float()
     top_NK, expert_NK = _largest(logits_NE, num_chosen)
     gate_NK = _gates(logits_NE, top_NK, rule)
-    expert_S = expert_NK.reshape(-1)
-    order_S, inverse_S, count_E = order_by_expert(expert_S, num_experts)
-    offset_E1 = _offsets(count_E)
-    if capacity < num_tokens:  # an expert is chosen at most once a token
-        rank_S = inverse_S - offset_E1[expert_S]
-        is_kept_S = rank_S < capacity
-        count_E = count_E.clamp(max=capacity)
-        offset_E1 = _offsets(count_E)
-        inverse_S = torch.where(is_kept_S, offset_E1[expert_S] + rank_S, -1)
-        # Kept slots first, in order of their place; what was dropped goes behind and becomes -1.
-        place_S = torch.where(is_kept_S, inverse_S, num_tokens * num_chosen)
-        order_S = torch.argsort(place_S, stable=True)
-        order_S = torch.where(torch.arange(order_S.numel(), device=order_S.device) < offset_E1[-1], order_S, -1)
-        gate_NK = gate_NK * is_kept_S.view_as(gate_NK)
-    return gate_NK, expert_NK, count_E, offset_E1, order_S, inverse_S
+    is_nan_N1 = torch.isnan(logits_NE).any(1, keepdim=True)
+    order = order_in_torch(expert_NK.reshape(-1), logits_NE.shape[1], capacity)
+    gate_NK = gate_NK.masked_fill(is_nan_N1, torch.nan) * (order.inverse_S >= 0).view_as(gate_NK)
+    return gate_NK, expert_NK, *order
 
 
 def _largest(logits_NE: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
@@ -120,17 +109,12 @@ def _gates(logits_NE: Tensor, top_NK: Tensor, rule: int) -> Tensor:
     return top_NK.softmax(1)
 
 
-def _offsets(count_E: Tensor) -> Tensor:
-    return torch.nn.functional.pad(count_E.cumsum(0), (1, 0))
-
-
 def _empty(logits_NE: Tensor, num_chosen: int) -> tuple[Tensor, ...]:
     num_tokens, num_experts = logits_NE.shape
     gate_type = torch.float64 if logits_NE.dtype == torch.float64 else torch.float32
-    num_slots = num_tokens * num_chosen
-    sizes = ((num_tokens, num_chosen), (num_experts,), (num_experts + 1,), (num_slots,), (num_slots,))
-    whole = [logits_NE.new_empty(size, dtype=torch.int64) for size in sizes]
-    return logits_NE.new_empty(num_tokens, num_chosen, dtype=gate_type), *whole
+    gate_NK = logits_NE.new_empty(num_tokens, num_chosen, dtype=gate_type)
+    expert_NK = torch.empty_like(gate_NK, dtype=torch.int64)
+    return gate_NK, expert_NK, *empty_order(logits_NE, num_experts, num_tokens * num_chosen)
 
 
 def _fake(logits_NE: Tensor, num_chosen: int, rule: int, capacity: int) -> tuple[Tensor, ...]:
@@ -150,12 +134,12 @@ def _backward_in_torch(dgate_NK: Tensor, logits_NE: Tensor, expert_NK: Tensor, i
     return dlogits_NE.to(logits_NE.dtype)
 
 
-def _backward_on_cuda(dgate_NK: Tensor, logits_NE: Tensor, expert_NK: Tensor, inverse_S: Tensor, rule: int) -> Tensor:
-    if active().name != "cuda":
+def _run_backward(dgate_NK: Tensor, logits_NE: Tensor, expert_NK: Tensor, inverse_S: Tensor, rule: int) -> Tensor:
+    if not has_kernels(logits_NE):
         return _backward_in_torch(dgate_NK, logits_NE, expert_NK, inverse_S, rule)
     logits_NE, dgate_NK = logits_NE.contiguous(), dgate_NK.contiguous()
     dlogits_NE = torch.empty_like(logits_NE)
-    cuda_call(
+    launch(
         "mmmoe_route_backward", logits_NE, expert_NK, inverse_S, dgate_NK, dlogits_NE,
         *logits_NE.shape, expert_NK.shape[1], rule, TYPE_CODES[logits_NE.dtype], device=logits_NE.device,
     )  # fmt: skip
@@ -180,15 +164,13 @@ def _backward(ctx: Any, dgate_NK: Tensor, *_: Tensor | None) -> tuple[Tensor | N
 
 _route_topk_backward = register(
     "route_topk_backward(Tensor dgate, Tensor logits, Tensor expert, Tensor inverse, int rule) -> Tensor",
-    cpu=_backward_in_torch,
-    cuda=_backward_on_cuda,
+    run=_run_backward,
     fake=_backward_fake,
 )
 _route_topk = register(
     "route_topk(Tensor logits, int num_chosen, int rule, int capacity) -> "
     "(Tensor gate, Tensor expert, Tensor count, Tensor offset, Tensor order, Tensor inverse)",
-    cpu=_on_cpu,
-    cuda=_on_cuda,
+    run=_run,
     fake=_fake,
     backward=_backward,
     keep=_keep,

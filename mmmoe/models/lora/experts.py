@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmmoe.kernels.grouped_lora.op import Strategy, grouped_lora, sorted_lora
+from mmmoe.kernels.grouped_lora.cost import Strategy
+from mmmoe.kernels.grouped_lora.op import grouped_lora
 from mmmoe.models.lora.router import Choice
 
 
@@ -40,9 +41,6 @@ class LoRAExperts(nn.Module):
         """Returns base plus the update of each token's experts, in the base's type."""
         x_ND = F.dropout(x_ND, self.dropout, self.training).to(base_NF.dtype)
         a_ERD, b_EDR = self.a_ERD.to(base_NF.dtype), self.b_EDR.to(base_NF.dtype)
-        if choice.counts is not None:
-            gate_N = None if choice.gate_NK is None else choice.gate_NK[:, 0]
-            return sorted_lora(base_NF, x_ND, a_ERD, b_EDR, choice.counts, gate_N, scale=self.scale)
         return grouped_lora(
             base_NF, x_ND, a_ERD, b_EDR, choice.index_NK, choice.gate_NK, scale=self.scale, strategy=self.strategy
         )

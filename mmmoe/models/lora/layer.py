@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmmoe.kernels.grouped_lora.op import group_by_expert, sorting_once_pays
 from mmmoe.models.lora.experts import LoRAExperts
 from mmmoe.models.lora.router import Choice, Router, RoutingTape
 from mmmoe.models.spec import LoRASpec, MoLESpec
@@ -59,30 +57,17 @@ class MoLEFeedForward(nn.Module):
                 dropout=spec.dropout,
             )
         self.router = Router(_projection(base, "gate").in_features, spec.experts, spec.router)
-        self.groups_tokens = True
-        """Lets large CPU batches run with tokens grouped by expert; switched off, every token keeps its place."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Returns the block's output for (B, T, D) inputs and writes the routing on the tape."""
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         probability_NE = self.router(x_ND)
         choice = self.router.choose(probability_NE)
-        num_experts = probability_NE.shape[1]
         self._write(x_BTD, probability_NE, choice)
-        if self.groups_tokens and sorting_once_pays(x_ND, num_experts, choice.index_NK.shape[1]):
-            groups = group_by_expert(choice.index_NK, num_experts)
-            gate_NK = None if choice.gate_NK is None else choice.gate_NK.index_select(0, groups.order_S)
-            grouped = replace(choice, gate_NK=gate_NK, counts=groups.counts)
-            y_ND = self._adapted(x_ND.index_select(0, groups.order_S), grouped).index_select(0, groups.inverse_S)
-        else:
-            y_ND = self._adapted(x_ND, choice)
-        return y_ND.view(x_BTD.shape)
-
-    def _adapted(self, x_ND: Tensor, choice: Choice) -> Tensor:
         gate_NF = self._project("gate", x_ND, choice)
         up_NF = self._project("up", x_ND, choice)
         act_fn: Any = self.base.act_fn
-        return self._project("down", act_fn(gate_NF) * up_NF, choice)
+        return self._project("down", act_fn(gate_NF) * up_NF, choice).view(x_BTD.shape)
 
     def _project(self, name: str, x_NI: Tensor, choice: Choice) -> Tensor:
         base: Any = getattr(self.base, f"{name}_proj")

@@ -21,8 +21,6 @@ class Choice:
     """Chosen experts, int64."""
     gate_NK: Tensor | None = None
     """Weight of each choice; None stands for ones."""
-    counts: list[int] | None = None
-    """Tokens of each expert, when tokens lie grouped by expert; None when they lie in their own order."""
 
 
 class Router(nn.Linear):

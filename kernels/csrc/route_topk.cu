@@ -1,21 +1,14 @@
 // Routing in three launches: logits (N, E) become gates, experts, counts, offsets, a stable order and its inverse.
 //
-//   choose  a warp a token: softmax and the K largest; then the tile's slots get their rank among the tile's slots of
-//           the same expert, warp by warp, without atomics, so every run gives the same order
-//   scan    one block: ranks of tiles before each tile, kept counts under the capacity, offsets of the experts
-//   place   a thread a slot: rank and offset become the place; slots beyond the capacity get place -1 and gate 0
-//
-// Slots are numbered token * K + k; within an expert they keep this order. Ties go to the lower expert. A row that holds
-// a NaN gets NaN gates, so that it cannot pass unseen.
-#include "common.h"
+// `choose` takes a warp a token (softmax and the K largest) and ranks the tile's slots; order.h has the rest. Slots are
+// numbered token * K + k; within an expert they keep this order; slots beyond the capacity get place -1 and gate 0.
+// Ties go to the lower expert. A row that holds a NaN gets NaN gates, so that it cannot pass unseen.
+#include "order.h"
 
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 constexpr int kTileTokens = 64;  // tokens of one block of `choose`
-constexpr int kMostExperts = 1024;
-constexpr int kMostChosen = 8;
+constexpr int kMostChosen = kMostTileSlots / kTileTokens;
 constexpr float kLowest = -INFINITY;
 
 enum Gate : int { kSoftmaxAll = 0, kSoftmaxAllRenormalised = 1, kSoftmaxChosen = 2 };
@@ -73,8 +66,8 @@ __global__ void __launch_bounds__(kThreads)
 choose(const T *logits_NE, float *gate_S, int64_t *expert_S, int32_t *rank_S, int32_t *tile_count, int64_t N, int E,
        int K, int gate_rule) {
   DYNAMIC_SHARED(int, shared);
-  int *expert_of = shared;                             // [kTileTokens * K]
-  int *count = shared + kTileTokens * kMostChosen;     // [kWarps][E], then the ranks before each warp
+  int *expert_of = shared;               // [kMostTileSlots]
+  int *count = shared + kMostTileSlots;  // [kWarps][E]
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileTokens;
   const int tokens = static_cast<int>(N - first < kTileTokens ? N - first : kTileTokens);
@@ -92,97 +85,7 @@ choose(const T *logits_NE, float *gate_S, int64_t *expert_S, int32_t *rank_S, in
       expert_of[t * K + lane] = expert;
     }
   }
-  __syncthreads();
-
-  // Each warp ranks a run of consecutive slots, 32 at a time.
-  const int run = (slots + kThreads - 1) / kThreads * 32;
-  const int begin = warp * run, end = begin + run < slots ? begin + run : slots;
-  for (int base = begin; base < end; base += 32) {
-    const int i = base + lane;
-    const int expert = i < end ? expert_of[i] : -1 - lane;  // lanes without a slot match nobody
-    const int earlier = expert >= 0 ? count[warp * E + expert] : 0;
-    const unsigned same = __match_any_sync(kAll, expert);  // every lane has read before one writes
-    const int before = __popc(same & ((1u << lane) - 1));
-    if (expert >= 0) {
-      rank_S[first * K + i] = earlier + before;
-      if (before == 0) count[warp * E + expert] = earlier + __popc(same);
-    }
-    __syncwarp();
-  }
-  __syncthreads();
-
-  for (int e = threadIdx.x; e < E; e += kThreads) {
-    int sum = 0;
-    for (int w = 0; w < kWarps; w++) {
-      const int own = count[w * E + e];
-      count[w * E + e] = sum;
-      sum += own;
-    }
-    tile_count[static_cast<int64_t>(blockIdx.x) * E + e] = sum;
-  }
-  __syncthreads();
-
-  for (int i = begin + lane; i < end; i += 32) rank_S[first * K + i] += count[warp * E + expert_of[i]];
-}
-
-// One block of parts * E threads' worth of columns: part p of expert e walks its share of the tiles.
-__global__ void scan(int32_t *tile_count, int64_t *count_E, int64_t *offset_E, int64_t tiles, int E, int parts,
-                     int64_t capacity) {
-  DYNAMIC_SHARED(int64_t, shared);  // [parts][E], then [E] kept
-  int64_t *kept = shared + static_cast<int64_t>(parts) * E;
-  const int64_t share = (tiles + parts - 1) / parts;
-  for (int column = threadIdx.x; column < parts * E; column += blockDim.x) {
-    const int part = column / E, e = column % E;
-    const int64_t end = (part + 1) * share < tiles ? (part + 1) * share : tiles;
-    int64_t sum = 0;
-    for (int64_t t = part * share; t < end; t++) sum += tile_count[t * E + e];
-    shared[column] = sum;
-  }
-  __syncthreads();
-  for (int e = threadIdx.x; e < E; e += blockDim.x) {
-    int64_t sum = 0;
-    for (int part = 0; part < parts; part++) {
-      const int64_t own = shared[part * E + e];
-      shared[part * E + e] = sum;
-      sum += own;
-    }
-    kept[e] = sum < capacity ? sum : capacity;
-    count_E[e] = kept[e];
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int64_t sum = 0;
-    for (int e = 0; e < E; e++) {
-      offset_E[e] = sum;
-      sum += kept[e];
-    }
-    offset_E[E] = sum;
-  }
-  for (int column = threadIdx.x; column < parts * E; column += blockDim.x) {
-    const int part = column / E, e = column % E;
-    const int64_t end = (part + 1) * share < tiles ? (part + 1) * share : tiles;
-    int64_t sum = shared[column];
-    for (int64_t t = part * share; t < end; t++) {
-      const int own = tile_count[t * E + e];
-      tile_count[t * E + e] = static_cast<int32_t>(sum);
-      sum += own;
-    }
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
-place(const int64_t *expert_S, const int32_t *rank_S, const int32_t *tile_rank, const int64_t *offset_E, float *gate_S,
-      int64_t *order_S, int64_t *inverse_S, int64_t S, int E, int K, int64_t capacity) {
-  const int64_t slot = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (slot >= S) return;
-  const int64_t expert = expert_S[slot];
-  const int64_t rank = rank_S[slot] + tile_rank[slot / (static_cast<int64_t>(kTileTokens) * K) * E + expert];
-  const bool is_kept = rank < capacity;
-  const int64_t at = offset_E[expert] + rank;
-  inverse_S[slot] = is_kept ? at : -1;
-  if (is_kept) order_S[at] = slot;
-  if (!is_kept) gate_S[slot] = 0.f;
-  if (slot >= offset_E[E]) order_S[slot] = -1;  // places that nobody takes, at the end
+  rank_tile(expert_of, count, slots, first * K, E, rank_S, tile_count + blockIdx.x * static_cast<int64_t>(E));
 }
 
 // d loss / d logits from d loss / d gates: a warp a token.
@@ -228,8 +131,7 @@ template <class T, int kEach>
 void launch_choose(const void *logits, float *gate, int64_t *expert, int32_t *rank, int32_t *tile_count, int64_t N,
                    int E, int K, int gate_rule, cudaStream_t stream) {
   const unsigned tiles = static_cast<unsigned>((N + kTileTokens - 1) / kTileTokens);
-  const size_t shared = sizeof(int) * (kTileTokens * kMostChosen + kWarps * E);
-  LAUNCH((choose<T, kEach>), tiles, kThreads, shared, stream, static_cast<const T *>(logits), gate, expert, rank,
+  LAUNCH((choose<T, kEach>), tiles, kThreads, rank_tile_bytes(E), stream, static_cast<const T *>(logits), gate, expert, rank,
          tile_count, N, E, K, gate_rule);
 }
 
@@ -252,11 +154,6 @@ bool is_sound(int64_t N, int64_t E, int64_t K, int64_t gate_rule, int64_t capaci
 
 }  // namespace
 
-// Number of int32 that `mmmoe_route` wants as workspace.
-EXPORT int64_t mmmoe_route_workspace(int64_t N, int64_t E, int64_t K) {
-  return (N + kTileTokens - 1) / kTileTokens * E + N * K;
-}
-
 EXPORT int mmmoe_route(const void *logits, float *gate, int64_t *expert, int64_t *count, int64_t *offset, int64_t *order,
                        int64_t *inverse, int32_t *workspace, int64_t N, int64_t num_experts, int64_t num_chosen,
                        int64_t rule, int64_t capacity, int64_t type, void *raw_stream) {
@@ -266,20 +163,14 @@ EXPORT int mmmoe_route(const void *logits, float *gate, int64_t *expert, int64_t
   const int64_t tiles = (N + kTileTokens - 1) / kTileTokens, S = N * K;
   int32_t *tile_count = workspace, *rank = workspace + tiles * E;
   if (N > 0) {
-    const auto choose_typed = type == static_cast<int64_t>(Type::float32)    ? choose_by_width<float>
-                              : type == static_cast<int64_t>(Type::bfloat16) ? choose_by_width<__nv_bfloat16>
-                                                                         : choose_by_width<__half>;
-    choose_typed(logits, gate, expert, rank, tile_count, N, E, K, gate_rule, stream);
+    const int status = by_type(type, [&](auto element) {
+      choose_by_width<decltype(element)>(logits, gate, expert, rank, tile_count, N, E, K, gate_rule, stream);
+      return 0;
+    });
+    if (status) return status;
   }
-  const int threads = 1024;
-  const int parts = E >= threads ? 1 : threads / E;
-  const size_t shared = sizeof(int64_t) * (static_cast<size_t>(parts) * E + E);
-  LAUNCH(scan, 1, threads, shared, stream, tile_count, count, offset, tiles, E, parts, capacity);
-  if (N > 0) {
-    const unsigned blocks = static_cast<unsigned>((S + kThreads - 1) / kThreads);
-    LAUNCH(place, blocks, kThreads, 0, stream, expert, rank, tile_count, offset, gate, order, inverse, S, E, K,
-           capacity);
-  }
+  launch_scan_and_place(expert, rank, tile_count, gate, count, offset, order, inverse, S, E, kTileTokens * K, capacity,
+                        stream);
   return last_error();
 }
 
@@ -291,14 +182,10 @@ EXPORT int mmmoe_route_backward(const void *logits, const int64_t *expert, const
   const int E = static_cast<int>(num_experts), K = static_cast<int>(num_chosen), gate_rule = static_cast<int>(rule);
   const auto stream = static_cast<cudaStream_t>(raw_stream);
   const unsigned blocks = static_cast<unsigned>((N + kWarps - 1) / kWarps);
-  if (type == static_cast<int64_t>(Type::float32))
-    LAUNCH(backward<float>, blocks, kThreads, 0, stream, static_cast<const float *>(logits), expert, inverse, dgate,
-           static_cast<float *>(dlogits), N, E, K, gate_rule);
-  else if (type == static_cast<int64_t>(Type::bfloat16))
-    LAUNCH(backward<__nv_bfloat16>, blocks, kThreads, 0, stream, static_cast<const __nv_bfloat16 *>(logits), expert,
-           inverse, dgate, static_cast<__nv_bfloat16 *>(dlogits), N, E, K, gate_rule);
-  else
-    LAUNCH(backward<__half>, blocks, kThreads, 0, stream, static_cast<const __half *>(logits), expert, inverse, dgate,
-           static_cast<__half *>(dlogits), N, E, K, gate_rule);
-  return last_error();
+  return by_type(type, [&](auto element) {
+    using T = decltype(element);
+    LAUNCH(backward<T>, blocks, kThreads, 0, stream, static_cast<const T *>(logits), expert, inverse, dgate,
+           static_cast<T *>(dlogits), N, E, K, gate_rule);
+    return static_cast<int>(last_error());
+  });
 }

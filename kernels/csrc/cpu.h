@@ -1,0 +1,91 @@
+// What the C++ files share: element types, vectors as wide as the processor's registers, and how a type code is chosen.
+//
+// Threads come from OpenMP. The library finds the copy of libgomp that torch has loaded, so `torch.set_num_threads`
+// holds here too and there is one pool of threads. Every result is the same for any number of threads.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+constexpr int kBadArgument = -1;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  static constexpr int lanes = kVectorBytes / sizeof(T);
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+inline Vector<T> load(const T *from) { return *reinterpret_cast<const Vector<T> *>(from); }
+template <class T>
+inline void store(T *to, Vector<T> v) { *reinterpret_cast<Vector<T> *>(to) = v; }
+template <class T>
+inline T sum(Vector<T> v) {
+  T total = 0;
+  for (int i = 0; i < VectorOf<T>::lanes; i++) total += v[i];
+  return total;
+}
+
+struct bfloat16 {
+  uint16_t bits;
+  operator float() const {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+  }
+  static bfloat16 from(float value) {
+    uint32_t wide;
+    memcpy(&wide, &value, 4);
+    if ((wide & 0x7fffffffu) > 0x7f800000u) return {0x7fc0};  // a NaN stays one
+    return {static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1)) >> 16)};
+  }
+};
+using float16 = _Float16;
+
+// The type that sums are kept in, and the way back.
+template <class T>
+struct Exact { using type = float; };
+template <>
+struct Exact<double> { using type = double; };
+
+template <class T>
+inline T rounded(typename Exact<T>::type value) { return static_cast<T>(value); }
+template <>
+inline bfloat16 rounded<bfloat16>(float value) { return bfloat16::from(value); }
+
+// Calls `run` with a value of the type that mmmoe/kernels/backend.py gave this code.
+template <class Run>
+int by_type(int64_t code, Run run) {
+  switch (code) {
+    case 0: return run(float{});
+    case 1: return run(bfloat16{});
+    case 2: return run(float16{});
+    case 3: return run(double{});
+    default: return kBadArgument;
+  }
+}
+
+// Stable order of slots by expert; defined in order.cpp. Slots with expert -1, and those of an expert beyond its
+// capacity, get place -1, and -1 ends the order.
+void order_slots(const int64_t *expert_S, int64_t slots, int64_t experts, int64_t capacity, int64_t *count_E,
+                 int64_t *offset_E1, int64_t *order_S, int64_t *inverse_S);

@@ -1,0 +1,115 @@
+// Routing on a CPU: the K largest logits of each token and their gates, then the order of the slots.
+#include "cpu.h"
+
+namespace {
+
+constexpr int kMostExperts = 1024;
+constexpr int kMostChosen = 8;
+
+enum Gate : int { kSoftmaxAll = 0, kSoftmaxAllRenormalised = 1, kSoftmaxChosen = 2 };
+
+// exp(x) for x <= 0, to two units in the last place, in a form that compilers turn into vector code.
+inline float exp_below(float x) {
+  const bool is_nothing = x < -87.3f;
+  x = is_nothing ? 0.f : x;
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  int32_t bits;
+  memcpy(&bits, &p, 4);
+  bits += static_cast<int32_t>(n) << 23;
+  memcpy(&p, &bits, 4);
+  return is_nothing ? 0.f : p;
+}
+inline double exp_below(double x) { return std::exp(x); }
+
+// One token: its experts by falling logit (ties to the lower number) and their gates.
+template <class A>
+void choose(const A *logits_E, int64_t E, int64_t K, int64_t rule, A *gate_K, int64_t *expert_K) {
+  A best[kMostChosen + 1];
+  int64_t who[kMostChosen + 1];
+  int64_t filled = 0;
+  for (int64_t e = 0; e < E; e++) {
+    const A value = logits_E[e];
+    if (filled == K && !(value > best[K - 1])) continue;
+    int64_t at = filled < K ? filled++ : K - 1;
+    for (; at > 0 && value > best[at - 1]; at--) best[at] = best[at - 1], who[at] = who[at - 1];
+    best[at] = value;
+    who[at] = e;
+  }
+  bool has_nan = false;
+  for (int64_t e = 0; e < E; e++) has_nan |= logits_E[e] != logits_E[e];
+  A all = 0, chosen = 0;
+  if (rule == kSoftmaxAll)
+    for (int64_t e = 0; e < E; e++) all += exp_below(logits_E[e] - best[0]);
+  for (int64_t k = 0; k < K; k++) chosen += gate_K[k] = exp_below(best[k] - best[0]);
+  for (int64_t k = 0; k < K; k++) {
+    gate_K[k] = has_nan ? std::numeric_limits<A>::quiet_NaN() : gate_K[k] / (rule == kSoftmaxAll ? all : chosen);
+    expert_K[k] = who[k];
+  }
+}
+
+}  // namespace
+
+EXPORT int mmmoe_route(const void *logits, void *gate, int64_t *expert, int64_t *count, int64_t *offset, int64_t *order,
+                       int64_t *inverse, int32_t *, int64_t N, int64_t E, int64_t K, int64_t rule, int64_t capacity,
+                       int64_t type, void *) {
+  if (E < 1 || E > kMostExperts || K < 1 || K > kMostChosen || K > E || capacity < 1) return kBadArgument;
+  return by_type(type, [&](auto element) {
+    using T = decltype(element);
+    using A = typename Exact<T>::type;
+    const T *logits_NE = static_cast<const T *>(logits);
+    A *gate_NK = static_cast<A *>(gate);
+#pragma omp parallel for if (N * E > 16384)
+    for (int64_t n = 0; n < N; n++) {
+      A row[kMostExperts];
+      for (int64_t e = 0; e < E; e++) row[e] = static_cast<A>(logits_NE[n * E + e]);
+      choose(row, E, K, rule, gate_NK + n * K, expert + n * K);
+    }
+    order_slots(expert, N * K, E, capacity, count, offset, order, inverse);
+    if (offset[E] < N * K)
+      for (int64_t s = 0; s < N * K; s++)
+        if (inverse[s] < 0) gate_NK[s] = 0;
+    return 0;
+  });
+}
+
+// d loss / d logits, with d gate_k / d logit_e = gate_k ([e is chosen as k] - p_e), p over all experts or the chosen ones.
+EXPORT int mmmoe_route_backward(const void *logits, const int64_t *expert, const int64_t *inverse, const void *dgate,
+                                void *dlogits, int64_t N, int64_t E, int64_t K, int64_t rule, int64_t type, void *) {
+  if (E < 1 || E > kMostExperts || K < 1 || K > kMostChosen || K > E) return kBadArgument;
+  return by_type(type, [&](auto element) {
+    using T = decltype(element);
+    using A = typename Exact<T>::type;
+    const T *logits_NE = static_cast<const T *>(logits);
+    const A *dgate_NK = static_cast<const A *>(dgate);
+    T *dlogits_NE = static_cast<T *>(dlogits);
+#pragma omp parallel for if (N * E > 16384)
+    for (int64_t n = 0; n < N; n++) {
+      const int64_t *expert_K = expert + n * K;
+      A p[kMostExperts], gate[kMostChosen], highest = -std::numeric_limits<A>::infinity(), whole = 0, inner = 0;
+      for (int64_t e = 0; e < E; e++) highest = std::max(highest, p[e] = static_cast<A>(logits_NE[n * E + e]));
+      for (int64_t k = 0; k < K; k++) gate[k] = exp_below(p[expert_K[k]] - highest);
+      if (rule == kSoftmaxAll) {
+        for (int64_t e = 0; e < E; e++) whole += p[e] = exp_below(p[e] - highest);
+      } else {
+        std::fill_n(p, E, A{0});
+        for (int64_t k = 0; k < K; k++) whole += p[expert_K[k]] = gate[k];
+      }
+      for (int64_t k = 0; k < K; k++) {
+        gate[k] *= (inverse[n * K + k] < 0 ? A{0} : dgate_NK[n * K + k]) / whole;
+        inner += gate[k];
+      }
+      for (int64_t e = 0; e < E; e++) p[e] *= -inner / whole;
+      for (int64_t k = 0; k < K; k++) p[expert_K[k]] += gate[k];
+      for (int64_t e = 0; e < E; e++) dlogits_NE[n * E + e] = rounded<T>(p[e]);
+    }
+    return 0;
+  });
+}

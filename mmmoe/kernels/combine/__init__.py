@@ -1,0 +1,1 @@
+"""Rows of experts back to tokens: weighted by the gates and summed."""

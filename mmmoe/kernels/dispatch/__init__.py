@@ -1,0 +1,1 @@
+"""Rows of tokens to the order of experts: read once, written K times."""

@@ -1,0 +1,138 @@
+"""How benchmarks measure: contenders take turns in one process, and what counts is the ratio of their medians.
+
+On a CPU the clock is that of the process, with one thread, so that other jobs of the machine hardly matter. On a GPU it
+is the device's own, between two events.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+WARMUP = 2
+LEAST_SECONDS = 2.0
+HEAD_START = 2_000_000
+"""Cycles that a GPU idles, about a millisecond, while the host launches what is timed."""
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender against another, both medians of the same rounds."""
+
+    name: str
+    versus: str
+    ratio: float
+    low: float
+    """Least ratio of a round."""
+    high: float
+    milliseconds: float
+    versus_milliseconds: float
+    error: float | None = None
+    """Largest difference of the two results over the largest number in them."""
+    bound: float | None = None
+    """The ratio that must not be passed, if there is one."""
+
+    @property
+    def is_met(self) -> bool:
+        """Says whether the bound, if any, holds."""
+        return self.bound is None or self.ratio <= self.bound
+
+
+def here() -> torch.device:
+    """Returns the device that benchmarks run on: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def machine(device: torch.device) -> str:
+    """Returns the name of what a benchmark ran on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return name
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Inside, torch and the kernels use one thread on a CPU."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def seconds_of(run: Run, device: torch.device) -> float:
+    """Returns the seconds of one call: CPU time of this process, or the device's time."""
+    if device.type == "cpu":
+        started = time.process_time()
+        run()
+        return time.process_time() - started
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+    torch.cuda.synchronize(device)
+    torch.cuda._sleep(HEAD_START)  # type: ignore[no-untyped-call]  # the host's time to launch is not the kernel's
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize(device)
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def take_turns(ways: Mapping[str, Run], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Returns the seconds of each way in each round; every round runs all ways, from another one on.
+
+    There are at least so many rounds, and as many more as fit into LEAST_SECONDS: short runs need more for one median.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for round_ in itertools.count():
+        if round_ >= WARMUP + rounds and sum(map(sum, times.values())) > LEAST_SECONDS:
+            break
+        first = round_ % len(names)
+        for name in names[first:] + names[:first]:
+            seconds = seconds_of(ways[name], device)
+            if round_ >= WARMUP:
+                times[name].append(seconds)
+    return times
+
+
+def compare(
+    name: str,
+    own: list[float],
+    versus: str,
+    other: list[float],
+    *,
+    bound: float | None = None,
+    error: float | None = None,
+) -> Result:
+    """Returns the ratio of two ways that took turns."""
+    each = [a / b for a, b in zip(own, other, strict=True)]
+    mine, theirs = statistics.median(own), statistics.median(other)
+    return Result(name, versus, mine / theirs, min(each), max(each), 1e3 * mine, 1e3 * theirs, error, bound)
+
+
+def difference(found: Tensor, want: Tensor) -> float:
+    """Returns the largest difference over the largest number."""
+    found, want = found.detach().double(), want.detach().double()
+    return float((found - want).abs().max()) / (float(want.abs().max()) or 1.0)
+
+
+def rotating(draw: Callable[[], Run], device: torch.device) -> Run:
+    """Returns a run that goes round several drawn inputs, so that a GPU's cache does not hold the last one's."""
+    runs = itertools.cycle([draw() for _ in range(4 if device.type == "cuda" else 1)])
+    return lambda: next(runs)()

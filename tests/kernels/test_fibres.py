@@ -1,0 +1,78 @@
+"""The CUDA kernels on the CPU: equal to the references under any schedule, and no barrier of theirs is idle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, assert_same, is_same
+from host_kernels import barriers, fibres, host_library, needs_toolkit, survives, without_barrier
+
+from mmmoe.kernels.combine.op import gather_sum
+from mmmoe.kernels.route_topk.op import route_topk
+
+SCHEDULES = 20
+FILES = {  # file with barriers -> the kernels that are built with it, the cases that run it
+    "order.h": (["order.cu"], ["order"]),
+    "route_topk.cu": (["order.cu", "route_topk.cu"], ["route_topk"]),
+    "combine.cu": (["combine.cu"], ["combine"]),
+    "grouped_lora.cu": (["order.cu", "grouped_lora.cu"], ["grouped_lora"]),
+}
+MUTATIONS = [(file, number) for file in FILES for number in range(len(barriers(file)))]
+
+
+@needs_toolkit
+@pytest.mark.slow
+@pytest.mark.parametrize("by_priority", [False, True], ids=["random", "priority"])
+@pytest.mark.parametrize("op", CASES)
+def test_the_kernels_equal_the_reference_under_twenty_schedules(op, by_priority):
+    loaded = host_library()
+    for seed in range(SCHEDULES):
+        check, own, reference = CASES[op](seed)
+        want = check(reference)
+        with fibres(loaded, seed, by_priority=by_priority):
+            found = check(own)
+        assert_same(found, want)
+
+
+@needs_toolkit
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "number"), MUTATIONS, ids=str)
+def test_no_barrier_can_be_left_out(file, number, tmp_path):
+    kernels, ops = FILES[file]
+    broken = without_barrier(file, number, kernels, tmp_path)
+
+    def is_right(op, seed):
+        check, own, reference = CASES[op](seed)
+        want = check(reference)
+
+        def runs():
+            with fibres(broken, seed, by_priority=seed % 2 == 0):
+                return is_same(check(own), want)
+
+        return survives(runs)
+
+    assert not all(is_right(op, seed) for op in ops for seed in range(2 * SCHEDULES)), "no schedule showed it"
+
+
+def test_every_file_with_barriers_is_mutated():
+    from mmmoe.kernels.build import source_folder
+
+    with_barriers = {p.name for p in source_folder().glob("*") if p.suffix in (".cu", ".h") and p.name != "host.h"}
+    assert {name for name in with_barriers if barriers(name)} == set(FILES)
+
+
+@needs_toolkit
+def test_a_row_with_nan_gets_nan_gates_from_the_kernels():
+    logits = torch.randn(70, 8)
+    logits[5, 3] = float("nan")
+    with fibres(host_library()), pytest.raises(ValueError, match=r"NaN in 1 of 70 rows.*\[5\]"):
+        route_topk(logits, 2)  # on a CPU the gates are looked at; a GPU returns them
+
+
+@needs_toolkit
+def test_a_place_that_does_not_exist_makes_its_token_nan(monkeypatch):
+    monkeypatch.setattr("mmmoe.kernels.combine.op.check_range", lambda *_: None)  # as on a GPU, nobody looks
+    with fibres(host_library()):
+        y = gather_sum(torch.ones(4, 8), None, torch.tensor([0, 1, -1, 9]), 2)
+    assert (y[0] == 2).all()
+    assert y[1].isnan().all()

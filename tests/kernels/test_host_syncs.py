@@ -1,0 +1,109 @@
+"""No op waits on the host: nothing reads a number of a tensor, in the ops or between them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from host_kernels import needs_kernels
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmmoe.kernels.combine import op as combine_op
+from mmmoe.kernels.dispatch import op as dispatch_op
+from mmmoe.kernels.grouped_lora import fused as fused_op
+from mmmoe.kernels.grouped_lora.op import grouped_lora
+from mmmoe.kernels.route_topk import op as route_op
+from mmmoe.kernels.send_order import op as send_op
+
+WAITS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten._unique2.default,
+    torch.ops.aten.bincount.default,
+    torch.ops.aten.equal.default,
+}
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts what would make a GPU's host wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in WAITS:
+            self.waits.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Leaves out the checks of values, which are made on a CPU alone."""
+    for module in (combine_op, dispatch_op, fused_op, send_op):
+        monkeypatch.setattr(module, "check_range", lambda *_, **__: None)
+    monkeypatch.setattr(route_op, "_check_gates", lambda *_: None)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_no_op_reads_a_number_of_a_tensor():
+    logits, x = torch.randn(40, 6), torch.randn(40, 8)
+    a, b = torch.randn(6, 4, 8), torch.randn(6, 8, 4)
+    with CountWaits() as counted:
+        gate, expert, _, offset, order, inverse = route_op._run(logits, 2, 0, 2**62)
+        route_op._run_backward(gate, logits, expert, inverse, 0)
+        rows = dispatch_op._run(x, order, inverse)
+        y = combine_op._run(rows, gate, order, inverse)
+        combine_op._run_backward(y, rows, gate, order, inverse)
+        combine_op._run_gather_sum(rows, None, inverse, 40)
+        y, z, order, offset = fused_op._run(x, x, a, b, expert, gate, 1.0)
+        fused_op._run_backward(y, x, a, b, gate, z, order, offset, 1.0, True)
+        send_op._run(expert, 6, 2)
+    assert counted.waits == []
+
+
+@needs_kernels
+@pytest.mark.parametrize("strategy", ["masked", "fused"])
+def test_nothing_waits_between_the_ops(strategy, monkeypatch):
+    monkeypatch.setattr("mmmoe.kernels.grouped_lora.op.check_range", lambda *_, **__: None)
+    x = torch.randn(40, 8, requires_grad=True)
+    a, b = torch.randn(6, 4, 8, requires_grad=True), torch.randn(6, 8, 4, requires_grad=True)
+    logits = torch.randn(40, 6, requires_grad=True)
+    with CountWaits() as counted:
+        routing = route_op.route_topk(logits, 2)
+        y = grouped_lora(x, x, a, b, routing.expert_NK, routing.gate_NK, scale=1.0, strategy=strategy)
+        rows = dispatch_op.dispatch(y, routing.order_S, routing.inverse_S)
+        combine_op.combine(rows, routing.gate_NK, routing.order_S, routing.inverse_S).sum().backward()
+    assert counted.waits == []
+
+
+def test_the_count_sees_a_wait():
+    with CountWaits() as counted:
+        torch.ones(3).sum().item()
+        torch.ones(3).nonzero()
+    assert len(counted.waits) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("strategy", ["masked", "fused"])
+def test_a_gpu_never_waits(strategy):
+    def draw(*shape):
+        return torch.randn(shape, device="cuda", requires_grad=True)
+
+    logits, x, a, b = draw(40, 6), draw(40, 8), draw(6, 4, 8), draw(6, 8, 4)
+
+    def step():
+        routing = route_op.route_topk(logits, 2)
+        y = grouped_lora(x, x, a, b, routing.expert_NK, routing.gate_NK, scale=1.0, strategy=strategy)
+        rows = dispatch_op.dispatch(y, routing.order_S, routing.inverse_S)
+        combine_op.combine(rows, routing.gate_NK, routing.order_S, routing.inverse_S).sum().backward()
+        send_op.send_order(routing.expert_NK, 6, 2)
+
+    step()  # the library is loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

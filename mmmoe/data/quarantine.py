@@ -41,9 +41,6 @@ class Quarantine:
         self._own: dict[tuple[str, str, str], BadSample] = {}
         self._own = {_identity(bad): bad for bad in self.read()}
 
-    def __contains__(self, identity: tuple[str, str, str]) -> bool:
-        return identity in self._own
-
     def __len__(self) -> int:
         return len(self.read())
 
@@ -51,20 +48,24 @@ class Quarantine:
         """Sets a sample aside; one that already is stays there once.
 
         Raises:
-            ValueError: There are now more than the budget allows; the reasons are listed.
+            ValueError: There are more than the budget allows, whoever found them; the reasons are listed.
         """
         with self._lock:
-            if _identity(bad) in self._own:
-                return
-            self._own[_identity(bad)] = bad
-            if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
+            is_new = _identity(bad) not in self._own
+            if is_new:
+                self._write(bad)
             every = self.read()
-        logger().warning("sample %s of %s (%s) set aside: %s", bad.key, bad.source, bad.shard, bad.reason)
+        if is_new:
+            logger().warning("sample %s of %s (%s) set aside: %s", bad.key, bad.source, bad.shard, bad.reason)
         if len(every) > self.budget:
             raise ValueError(self._over_budget(every))
+
+    def _write(self, bad: BadSample) -> None:
+        self._own[_identity(bad)] = bad
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
 
     def read(self) -> list[BadSample]:
         """Returns all bad samples, those of the other processes included, each once."""

@@ -142,6 +142,14 @@ def test_over_budget_stops_with_the_reasons(damaged, tokenizer, tmp_path, worker
     assert "one/shard-000000.tar/0000000" in str(caught.value)
 
 
+def test_one_found_by_another_thread_first_counts_as_well(tmp_path):
+    quarantine = Quarantine(tmp_path, 1)
+    quarantine.add(BadSample("s", "t.tar", "first", "why"))
+    for _ in range(2):  # by the thread that reads ahead, and then by the one whose step it is
+        with pytest.raises(ValueError, match="2 samples"):
+            quarantine.add(BadSample("s", "t.tar", "second", "why"))
+
+
 def test_budget_counts_all_processes(tmp_path):
     for rank in range(2):
         Quarantine(tmp_path, 2, rank).add(BadSample("s", "t.tar", f"key{rank}", "why"))

@@ -122,6 +122,28 @@ def test_the_fused_kernels_over_many_tiles(rank):
     assert_same([found[0], *found[1]], [want[0], *want[1]])
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("gate_type", [torch.float64, torch.bfloat16])
+def test_a_gate_of_another_type(strategy, gate_type):
+    (base, x, a, b, _), index = draw((9, 5, 7, 3, 4, 2))
+    leaves = [leaf.detach().float() for leaf in (base, x, a, b)]
+    gate = torch.rand(9, 2).to(gate_type).requires_grad_()
+    y = grouped_lora(*leaves, index, gate, scale=1.5, strategy=strategy)
+    want = grouped_lora_reference(*leaves, index, gate.float(), scale=1.5)
+    assert_same([y], [want])
+    assert torch.autograd.grad(y.sum(), gate)[0].dtype == gate_type
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_expert_that_stands_twice_counts_twice(strategy):
+    leaves, _ = draw((4, 5, 6, 3, 2, 2), gated=True)
+    index = torch.tensor([[1, 1], [0, 2], [2, 2], [0, 0]])
+    found, want = (
+        run(f, leaves, index, **o) for f, o in ((grouped_lora, {"strategy": strategy}), (grouped_lora_reference, {}))
+    )
+    assert_same([found[0], *found[1]], [want[0], *want[1]])
+
+
 @needs_kernels
 def test_what_is_kept_for_the_backward_is_rank_wide():
     n, d, f, e, r, k = 512, 256, 384, 4, 8, 2

@@ -69,9 +69,11 @@ class _Slots:
         self._launch("outer", (z_SR, rows_NW), dm, rows_NW, wide_first)
         return dm
 
-    def weight(self, gate_NK: Tensor | None, scale: float) -> Tensor | float:
+    def weight(self, gate_NK: Tensor | None, scale: float, z_SR: Tensor) -> Tensor | float:
         """Returns scale * gate of each place (S, 1), or the scale alone; NaN if an expert on a GPU was out of range."""
-        weight = scale if gate_NK is None else gate_NK.reshape(-1)[self.order_S, None] * scale
+        weight: Tensor | float = scale
+        if gate_NK is not None:
+            weight = gate_NK.reshape(-1)[self.order_S, None].to(z_SR.dtype) * scale
         if self.order_S.is_cuda and self.order_S.numel():
             return weight * torch.where(self.order_S[-1:] < 0, torch.nan, 1.0)
         return weight
@@ -101,7 +103,7 @@ def _run(
     order = order_by_expert(index_NK.reshape(-1), a_ERD.shape[0])
     slots = _Slots(order.order_S, order.offset_E1, index_NK.shape[1])
     z_SR = slots.shrink(x_ND.contiguous(), a_ERD.contiguous(), wide_first=False)
-    weighted_SR = z_SR * slots.weight(gate_NK, scale)
+    weighted_SR = z_SR * slots.weight(gate_NK, scale, z_SR)
     y_NF = slots.expand(base_NF.contiguous(), weighted_SR, b_EFR.contiguous(), base_NF, wide_first=True)
     return y_NF, z_SR, order.order_S, order.offset_E1
 
@@ -140,7 +142,7 @@ def _run_backward(
     slots = _Slots(order_S, offset_E1, max(order_S.numel() // max(num_tokens, 1), 1))
     dy_NF, x_ND = dy_NF.contiguous(), x_ND.contiguous()
     a_ERD, b_EFR = a_ERD.contiguous(), b_EFR.contiguous()
-    weight_S1 = slots.weight(gate_NK, scale)
+    weight_S1 = slots.weight(gate_NK, scale, z_SR)
     dz_SR = slots.shrink(dy_NF, b_EFR, wide_first=True)
     dgate_NK = z_SR.new_empty(0)
     if gate_NK is not None:

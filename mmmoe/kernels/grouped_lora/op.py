@@ -15,6 +15,7 @@ from torch import Tensor
 from mmmoe.kernels.grouped_lora.cost import Sizes, Strategy, cheapest
 from mmmoe.kernels.grouped_lora.fused import can_fuse, fused_lora
 from mmmoe.kernels.grouped_lora.permuted import permuted_lora
+from mmmoe.kernels.order import MOST_EXPERTS
 from mmmoe.kernels.places import check_range, check_rows
 
 
@@ -36,7 +37,7 @@ def grouped_lora(
         x_ND: input of the layer, of the same type.
         a_ERD: first factors. Every expert takes part in the graph, chosen or not.
         b_EFR: second factors.
-        index_NK: experts of each token, int64, distinct within a row.
+        index_NK: experts of each token, int64; one that stands twice counts twice.
         gate_NK: weight of each choice; None stands for ones.
         scale: alpha / rank.
         strategy: how; `auto` decides by shape, type and device.
@@ -77,7 +78,7 @@ def masked_lora(
 
 def _mask(x_ND: Tensor, index_NK: Tensor, gate_NK: Tensor | None, num_experts: int) -> Tensor:
     value_NK = torch.ones_like(index_NK, dtype=x_ND.dtype) if gate_NK is None else gate_NK.to(x_ND.dtype)
-    return x_ND.new_zeros(x_ND.shape[0], num_experts).scatter(1, index_NK, value_NK)
+    return x_ND.new_zeros(x_ND.shape[0], num_experts).scatter_add(1, index_NK, value_NK)
 
 
 def _check(
@@ -87,9 +88,12 @@ def _check(
     check_rows("x", x_ND, *others, *([] if gate_NK is None else [("gate", gate_NK)]))
     num_tokens, width = x_ND.shape
     shapes = {name: tuple(tensor.shape) for name, tensor in others}
-    if a_ERD.dim() != 3 or a_ERD.shape[2] != width or not a_ERD.shape[0] or not a_ERD.shape[1]:
-        raise ValueError(f"a {shapes['a']} must be (experts, rank, {width}) for x {tuple(x_ND.shape)}")
-    if base_NF.dim() != 2 or base_NF.shape[0] != num_tokens:
+    if a_ERD.dim() != 3 or a_ERD.shape[2] != width or 0 in a_ERD.shape or a_ERD.shape[0] > MOST_EXPERTS:
+        raise ValueError(
+            f"a {shapes['a']} must be (experts, rank, {width}), none of them 0, at most {MOST_EXPERTS} experts, "
+            f"for x {tuple(x_ND.shape)}"
+        )
+    if base_NF.dim() != 2 or base_NF.shape[0] != num_tokens or base_NF.shape[1] == 0:
         raise ValueError(f"base {shapes['base']} must have a row for each of {num_tokens} rows of x")
     num_experts, rank, _ = a_ERD.shape
     if shapes["b"] != (num_experts, base_NF.shape[1], rank):

@@ -4,13 +4,14 @@ mmmoe bench grouped_lora [tokens=4096 width=1024 inner=4096 rank=16 rounds=5]
 
 Forward and backward with every gradient. The sweep times the op alone, D and F both `width`. The layer is a frozen
 linear of `width` to `inner` and its adapter; plain LoRA is written as PEFT writes it, of the same rank, for all tokens.
-On a GPU in bfloat16.
+On a GPU in bfloat16, and beside ScatterMoE where that is installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ DEFAULTS = {"tokens": 4096, "width": 1024, "inner": 4096, "rank": 16, "rounds": 
 RANKS = (64, 128, 256, 512, 1024, 2048, 4096)
 CHOSEN = (1, 2, 4, 8)
 SCALE = 2.0
+SCATTERMOE = "ScatterMoE"
 
 
 class Drawn:
@@ -40,7 +42,9 @@ class Drawn:
 
         self.x, self.base, self.dy = draw(tokens, width), draw(tokens, out), draw(tokens, out).detach()
         self.weight = draw(out, width, size=width**-0.5).detach()
-        self.a, self.b = draw(experts, rank, width, size=width**-0.5), draw(experts, out, rank, size=0.1)
+        self.a = torch.nn.Parameter(draw(experts, rank, width, size=width**-0.5).detach())
+        self.b = torch.nn.Parameter(draw(experts, out, rank, size=0.1).detach())
+        self.one_a, self.one_b = (torch.nn.Parameter(stack[0].detach().clone()) for stack in (self.a, self.b))
         logits = torch.randn(tokens, experts, device=device)
         gate, self.index = logits.softmax(1).topk(chosen)
         self.gate = gate.to(dtype).requires_grad_()
@@ -55,12 +59,21 @@ class Drawn:
         return grouped_lora(base, self.x, self.a, self.b, self.index, self.gate, scale=SCALE)
 
     def plain(self) -> Tensor:
-        """Returns the frozen layer with the first expert as plain LoRA."""
-        return F.linear(self.x, self.weight) + F.linear(F.linear(self.x, self.a[0]), self.b[0]) * SCALE
+        """Returns the frozen layer with plain LoRA."""
+        return F.linear(self.x, self.weight) + F.linear(F.linear(self.x, self.one_a), self.one_b) * SCALE
+
+    def scattermoe(self) -> Callable[[], Tensor]:
+        """Returns the same by ScatterMoE's experts without an activation, whose hidden width is the rank."""
+        from scattermoe.mlp import MLP
+
+        _, width, _, experts, rank, chosen = astuple(self.sizes)
+        mlp = MLP(width, rank, experts, chosen, activation=torch.nn.Identity()).to(self.x)
+        mlp.experts.weight, mlp.output_experts.weight = self.a, self.b
+        return lambda: self.base + mlp(self.x, self.gate, self.index) * SCALE
 
     def step(self, way: Callable[[], Tensor]) -> Run:
         """Returns a forward and backward of one of the above."""
-        leaves = [self.x, self.a, self.b, self.gate, self.base]
+        leaves = [self.x, self.a, self.b, self.one_a, self.one_b, self.gate, self.base]
         return lambda: torch.autograd.grad(way(), leaves, self.dy, allow_unused=True)
 
 
@@ -96,7 +109,11 @@ def _point(sizes: dict[str, int], ranks: int, chosen: int, device: torch.device)
     error = max(difference(value, values[0]) for value in values[1:])
     runs = {"auto": drawn.step(lambda: drawn.op("auto"))}
     runs |= {strategy: drawn.step(lambda s=strategy: drawn.op(s)) for strategy in strategies}  # type: ignore[misc]
+    if device.type == "cuda" and find_spec("scattermoe") is not None:
+        runs[SCATTERMOE] = drawn.step(drawn.scattermoe())
     times = take_turns(runs, sizes["rounds"], device)
     best = min(strategies, key=lambda strategy: sum(times[strategy]))
     name = f"E * R {ranks}, K {chosen}, auto ({auto})"
     yield compare(name, times["auto"], f"best ({best})", times[best], bound=1.10, error=error)
+    if SCATTERMOE in times:
+        yield compare(name, times["auto"], SCATTERMOE, times[SCATTERMOE])

@@ -37,10 +37,8 @@ __device__ inline void rank_tile(const int *expert_of, int *count, int slots, in
     const int earlier = expert >= 0 ? count[warp * E + expert] : 0;
     const unsigned same = __match_any_sync(kAll, expert);  // every lane has read before one writes
     const int before = __popc(same & ((1u << lane) - 1));
-    if (expert >= 0) {
-      rank_S[first + i] = earlier + before;
-      if (before == 0) count[warp * E + expert] = earlier + __popc(same);
-    }
+    if (i < end) rank_S[first + i] = expert >= 0 ? earlier + before : -1;
+    if (expert >= 0 && before == 0) count[warp * E + expert] = earlier + __popc(same);
     __syncwarp();
   }
   __syncthreads();
@@ -105,19 +103,20 @@ __global__ void scan(int32_t *tile_count, int64_t *count_E, int64_t *offset_E, i
   }
 }
 
-// The gates of slots without a place become 0, if there are gates.
+// The gates of slots beyond the capacity become 0, if there are gates.
 __global__ void __launch_bounds__(kThreads)
 place(const int64_t *expert_S, const int32_t *rank_S, const int32_t *tile_rank, const int64_t *offset_E, float *gate_S,
       int64_t *order_S, int64_t *inverse_S, int64_t S, int E, int tile_slots, int64_t capacity) {
   const int64_t slot = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (slot >= S) return;
-  const int expert = known(expert_S[slot], E);
-  const int64_t rank = expert >= 0 ? rank_S[slot] + tile_rank[slot / tile_slots * E + expert] : capacity;
-  const bool is_kept = rank < capacity;
+  const int64_t in_tile = rank_S[slot];  // -1: left out from the beginning
+  const int64_t expert = in_tile >= 0 ? expert_S[slot] : 0;
+  const int64_t rank = in_tile >= 0 ? in_tile + tile_rank[slot / tile_slots * E + expert] : -1;
+  const bool is_kept = rank >= 0 && rank < capacity;
   const int64_t at = is_kept ? offset_E[expert] + rank : -1;
   inverse_S[slot] = at;
   if (is_kept) order_S[at] = slot;
-  if (!is_kept && gate_S) gate_S[slot] = 0.f;
+  if (rank >= capacity && gate_S) gate_S[slot] = 0.f;
   if (slot >= offset_E[E]) order_S[slot] = -1;  // places that nobody takes, at the end
 }
 

@@ -57,9 +57,10 @@ void choose(const A *logits_E, int64_t E, int64_t K, int64_t rule, A *gate_K, in
 
 }  // namespace
 
-EXPORT int mmmoe_route(const void *logits, void *gate, int64_t *expert, int64_t *count, int64_t *offset, int64_t *order,
-                       int64_t *inverse, int32_t *, int64_t N, int64_t E, int64_t K, int64_t rule, int64_t capacity,
-                       int64_t type, void *) {
+// `valid` (N) says which tokens are sent at all; a null pointer stands for all.
+EXPORT int mmmoe_route(const void *logits, const bool *valid, void *gate, int64_t *expert, int64_t *count,
+                       int64_t *offset, int64_t *order, int64_t *inverse, int32_t *, int64_t N, int64_t E, int64_t K,
+                       int64_t rule, int64_t capacity, int64_t type, void *) {
   if (E < 1 || E > kMostExperts || K < 1 || K > kMostChosen || K > E || capacity < 1) return kBadArgument;
   return by_type(type, [&](auto element) {
     using T = decltype(element);
@@ -72,10 +73,16 @@ EXPORT int mmmoe_route(const void *logits, void *gate, int64_t *expert, int64_t 
       for (int64_t e = 0; e < E; e++) row[e] = static_cast<A>(logits_NE[n * E + e]);
       choose(row, E, K, rule, gate_NK + n * K, expert + n * K);
     }
-    order_slots(expert, N * K, E, capacity, count, offset, order, inverse);
+    std::vector<int64_t> sent;  // the experts again, -1 for tokens that are not sent
+    if (valid) {
+      sent.assign(expert, expert + N * K);
+      for (int64_t s = 0; s < N * K; s++)
+        if (!valid[s / K]) sent[s] = -1;
+    }
+    order_slots(valid ? sent.data() : expert, N * K, E, capacity, count, offset, order, inverse);
     if (offset[E] < N * K)
       for (int64_t s = 0; s < N * K; s++)
-        if (inverse[s] < 0) gate_NK[s] = 0;
+        if (inverse[s] < 0 && (!valid || valid[s / K])) gate_NK[s] = 0;
     return 0;
   });
 }

@@ -63,8 +63,8 @@ __device__ void choose_token(const T *logits_E, int E, int K, int gate_rule, flo
 
 template <class T, int kEach>
 __global__ void __launch_bounds__(kThreads)
-choose(const T *logits_NE, float *gate_S, int64_t *expert_S, int32_t *rank_S, int32_t *tile_count, int64_t N, int E,
-       int K, int gate_rule) {
+choose(const T *logits_NE, const bool *valid_N, float *gate_S, int64_t *expert_S, int32_t *rank_S, int32_t *tile_count,
+       int64_t N, int E, int K, int gate_rule) {
   DYNAMIC_SHARED(int, shared);
   int *expert_of = shared;               // [kMostTileSlots]
   int *count = shared + kMostTileSlots;  // [kWarps][E]
@@ -82,7 +82,7 @@ choose(const T *logits_NE, float *gate_S, int64_t *expert_S, int32_t *rank_S, in
       const int64_t slot = (first + t) * K + lane;
       gate_S[slot] = gate;
       expert_S[slot] = expert;
-      expert_of[t * K + lane] = expert;
+      expert_of[t * K + lane] = !valid_N || valid_N[first + t] ? expert : -1;
     }
   }
   rank_tile(expert_of, count, slots, first * K, E, rank_S, tile_count + blockIdx.x * static_cast<int64_t>(E));
@@ -128,23 +128,23 @@ backward(const T *logits_NE, const int64_t *expert_S, const int64_t *inverse_S, 
 }
 
 template <class T, int kEach>
-void launch_choose(const void *logits, float *gate, int64_t *expert, int32_t *rank, int32_t *tile_count, int64_t N,
-                   int E, int K, int gate_rule, cudaStream_t stream) {
+void launch_choose(const void *logits, const bool *valid, float *gate, int64_t *expert, int32_t *rank,
+                   int32_t *tile_count, int64_t N, int E, int K, int gate_rule, cudaStream_t stream) {
   const unsigned tiles = static_cast<unsigned>((N + kTileTokens - 1) / kTileTokens);
-  LAUNCH((choose<T, kEach>), tiles, kThreads, rank_tile_bytes(E), stream, static_cast<const T *>(logits), gate, expert, rank,
-         tile_count, N, E, K, gate_rule);
+  LAUNCH((choose<T, kEach>), tiles, kThreads, rank_tile_bytes(E), stream, static_cast<const T *>(logits), valid, gate, expert,
+         rank, tile_count, N, E, K, gate_rule);
 }
 
 template <class T>
-void choose_by_width(const void *logits, float *gate, int64_t *expert, int32_t *rank, int32_t *tile_count, int64_t N,
-                     int E, int K, int gate_rule, cudaStream_t stream) {
+void choose_by_width(const void *logits, const bool *valid, float *gate, int64_t *expert, int32_t *rank,
+                     int32_t *tile_count, int64_t N, int E, int K, int gate_rule, cudaStream_t stream) {
   const auto go = E <= 32    ? launch_choose<T, 1>
                   : E <= 64  ? launch_choose<T, 2>
                   : E <= 128 ? launch_choose<T, 4>
                   : E <= 256 ? launch_choose<T, 8>
                   : E <= 512 ? launch_choose<T, 16>
                              : launch_choose<T, 32>;
-  go(logits, gate, expert, rank, tile_count, N, E, K, gate_rule, stream);
+  go(logits, valid, gate, expert, rank, tile_count, N, E, K, gate_rule, stream);
 }
 
 bool is_sound(int64_t N, int64_t E, int64_t K, int64_t gate_rule, int64_t capacity) {
@@ -154,9 +154,11 @@ bool is_sound(int64_t N, int64_t E, int64_t K, int64_t gate_rule, int64_t capaci
 
 }  // namespace
 
-EXPORT int mmmoe_route(const void *logits, float *gate, int64_t *expert, int64_t *count, int64_t *offset, int64_t *order,
-                       int64_t *inverse, int32_t *workspace, int64_t N, int64_t num_experts, int64_t num_chosen,
-                       int64_t rule, int64_t capacity, int64_t type, void *raw_stream) {
+// `valid` (N) says which tokens are sent at all; a null pointer stands for all.
+EXPORT int mmmoe_route(const void *logits, const bool *valid, float *gate, int64_t *expert, int64_t *count,
+                       int64_t *offset, int64_t *order, int64_t *inverse, int32_t *workspace, int64_t N,
+                       int64_t num_experts, int64_t num_chosen, int64_t rule, int64_t capacity, int64_t type,
+                       void *raw_stream) {
   if (!is_sound(N, num_experts, num_chosen, rule, capacity)) return kBadArgument;
   const int E = static_cast<int>(num_experts), K = static_cast<int>(num_chosen), gate_rule = static_cast<int>(rule);
   const auto stream = static_cast<cudaStream_t>(raw_stream);
@@ -164,7 +166,7 @@ EXPORT int mmmoe_route(const void *logits, float *gate, int64_t *expert, int64_t
   int32_t *tile_count = workspace, *rank = workspace + tiles * E;
   if (N > 0) {
     const int status = by_type(type, [&](auto element) {
-      choose_by_width<decltype(element)>(logits, gate, expert, rank, tile_count, N, E, K, gate_rule, stream);
+      choose_by_width<decltype(element)>(logits, valid, gate, expert, rank, tile_count, N, E, K, gate_rule, stream);
       return 0;
     });
     if (status) return status;

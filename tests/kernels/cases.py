@@ -68,12 +68,19 @@ ROUTES = [  # N, E, K, capacity
 def route_case(seed):
     n, e, k, capacity = ROUTES[seed % len(ROUTES)]
     gates = list(RULES)[seed % 3]
+    options = {"priority": "choice"} if seed % 4 == 3 else {}
+    if seed % 2:
+        options["valid_N"] = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.8
     logits = torch.randn(n, e, generator=torch.Generator().manual_seed(seed))
 
     def check(function):
-        routing = function(logits, k, gates, capacity)
-        gradients = with_gradients(lambda x: function(x, k, gates, capacity).gate_NK, [logits]) if n else ()
-        return [*routing, *gradients]
+        routing = function(logits, k, gates, capacity, **options)
+
+        def sent(x):  # what is not sent has gates, but no gradient
+            found = function(x, k, gates, capacity, **options)
+            return found.gate_NK * (found.inverse_S >= 0).view_as(found.gate_NK)
+
+        return [*routing, *(with_gradients(sent, [logits]) if n else ())]
 
     return check, route_topk, route_topk_reference
 

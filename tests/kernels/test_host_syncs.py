@@ -51,7 +51,7 @@ def test_no_op_reads_a_number_of_a_tensor():
     logits, x = torch.randn(40, 6), torch.randn(40, 8)
     a, b = torch.randn(6, 4, 8), torch.randn(6, 8, 4)
     with CountWaits() as counted:
-        gate, expert, _, offset, order, inverse = route_op._run(logits, 2, 0, 2**62)
+        gate, expert, _, offset, order, inverse = route_op._run(logits, torch.ones(40, dtype=torch.bool), 2, 0, 9, True)
         route_op._run_backward(gate, logits, expert, inverse, 0)
         rows = dispatch_op._run(x, order, inverse)
         y = combine_op._run(rows, gate, order, inverse)

@@ -37,6 +37,16 @@ def test_equals_the_loop(shape, gates):
 
 
 @pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("priority", ["token", "choice"])
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[0] < 9000], ids=str)
+def test_padding_and_priority(shape, priority):
+    logits = draw(shape)
+    valid = torch.rand(shape[0], generator=torch.Generator().manual_seed(1)) < 0.7
+    options = {"capacity": shape[3], "valid_N": valid, "priority": priority}
+    check_equal(route_topk(logits, shape[2], **options), route_topk_reference(logits, shape[2], **options))
+
+
+@pytest.mark.usefixtures("path")
 def test_ties_go_to_the_lower_expert_and_strides_do_not_matter():
     logits = torch.zeros(9, 12).t()[:6]
     found = route_topk(logits, 3)
@@ -73,7 +83,7 @@ def test_gradient(gates, capacity):
 
 def test_the_op_keeps_the_rules_of_torch_library():
     logits = draw((20, 6)).requires_grad_()
-    torch.library.opcheck(torch.ops.mmmoe.route_topk.default, (logits, 2, 0, 2**62))
+    torch.library.opcheck(torch.ops.mmmoe.route_topk.default, (logits, None, 2, 0, 2**62, False))
 
 
 def test_compiles_whole_forward_and_backward():
@@ -96,6 +106,9 @@ def test_compiles_whole_forward_and_backward():
         ({"num_chosen": 0}, "num_chosen is 0"),
         ({"gates": "sigmoid"}, "gates is 'sigmoid'"),
         ({"capacity": 0}, "capacity is 0"),
+        ({"priority": "slot"}, "priority is 'slot'"),
+        ({"valid_N": torch.ones(4, dtype=torch.bool)}, r"valid must be bool \(3,\), got torch.bool \(4,\)"),
+        ({"valid_N": torch.ones(3)}, "valid must be bool .* got torch.float32"),
         ({"logits_NE": torch.zeros(3)}, r"two dimensions.*\(3,\)"),
         ({"logits_NE": torch.zeros(3, 2000)}, "2000 experts"),
         ({"logits_NE": torch.zeros(3, 4, dtype=torch.int64)}, "torch.int64 on cpu"),

@@ -7,17 +7,10 @@
 // with p a place in the order of experts, e its expert and token = order[p] / K. A row of x or y, which is as wide as
 // the layer, is never moved: it is read where it lies, and only rank-wide rows are in expert order. M_e is (R, W) as A
 // is, or (W, R) as B is (`is_wide_first`). Work is cut so that each number is added up by one thread in one order.
-#include "cpu.h"
+#include "small_products.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kRows = 4, kColumns = 4;  // a register tile: rows by vectors
-#else
-constexpr int kRows = 4, kColumns = 2;
-#endif
-constexpr int kShrinkRows = 8;      // rows of a shrink tile whose ranks fill one vector
-constexpr int64_t kSpan = 256;      // columns worked on while they stay in the nearest cache
 constexpr int64_t kTileSlots = 64;  // slots of an expert that a tile of tokens should hold, to pay for packing M_e
 constexpr int64_t kLeastTile = 256;
 
@@ -34,87 +27,6 @@ struct Sizes {
     return std::lower_bound(order + offset[e], order + offset[e + 1], n * K) - order;
   }
 };
-
-// The same for a square of one vector's length, in registers: each round interleaves the two halves of the rows.
-template <class T>
-void transpose_square(const T *from, int64_t from_stride, T *to, int64_t to_stride) {
-  constexpr int lanes = VectorOf<T>::lanes;
-  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  Vector<Index> low, high;
-  for (int i = 0; i < lanes; i++) low[i] = i / 2 + (i % 2) * lanes, high[i] = low[i] + lanes / 2;
-  Vector<T> row[lanes], next[lanes];
-  for (int i = 0; i < lanes; i++) row[i] = load(from + i * from_stride);
-  for (int round = 1; round < lanes; round *= 2) {
-    for (int i = 0; i < lanes / 2; i++) {
-      next[2 * i] = __builtin_shuffle(row[i], row[i + lanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(row[i], row[i + lanes / 2], high);
-    }
-    for (int i = 0; i < lanes; i++) row[i] = next[i];
-  }
-  for (int i = 0; i < lanes; i++) store<T>(to + i * to_stride, row[i]);
-}
-
-// to[c][r] = from[r][c]
-template <class T>
-void transpose(const T *from, int64_t from_stride, int64_t rows, int64_t columns, T *to, int64_t to_stride) {
-  constexpr int64_t lanes = VectorOf<T>::lanes;
-  for (int64_t c = 0; c < columns; c += lanes)
-    for (int64_t r = 0; r < rows; r += lanes) {
-      if (r + lanes <= rows && c + lanes <= columns) {
-        transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
-        continue;
-      }
-      for (int64_t i = c; i < std::min(c + lanes, columns); i++)
-        for (int64_t j = r; j < std::min(r + lanes, rows); j++) to[i * to_stride + j] = from[j * from_stride + i];
-    }
-}
-
-// z of a few rows for one vector of ranks: M is (W, ranks), read along the ranks
-template <class T>
-void dots(const T *const *row, const T *m, int64_t m_stride, Vector<T> *z, int64_t W) {
-  Vector<T> total[kShrinkRows] = {};
-  for (int64_t w = 0; w < W; w++) {
-    const Vector<T> right = load(m + w * m_stride);
-    for (int i = 0; i < kShrinkRows; i++) total[i] += row[i][w] * right;
-  }
-  for (int i = 0; i < kShrinkRows; i++) z[i] = total[i];
-}
-
-// out[i][w] += sum over r of z[i][r] m[r][w] for kJ vectors of columns
-template <class T, int kI, int kJ>
-void accumulate(T *const *out, const T *const *z, const T *m, int64_t m_stride, int64_t R) {
-  constexpr int lanes = VectorOf<T>::lanes;
-  Vector<T> total[kI][kJ];
-  for (int i = 0; i < kI; i++)
-    for (int j = 0; j < kJ; j++) total[i][j] = load(out[i] + j * lanes);
-  for (int64_t r = 0; r < R; r++) {
-    Vector<T> right[kJ];
-    for (int j = 0; j < kJ; j++) right[j] = load(m + r * m_stride + j * lanes);
-    for (int i = 0; i < kI; i++)
-      for (int j = 0; j < kJ; j++) total[i][j] += z[i][r] * right[j];
-  }
-  for (int i = 0; i < kI; i++)
-    for (int j = 0; j < kJ; j++) store<T>(out[i] + j * lanes, total[i][j]);
-}
-
-// The same for `width` columns and kI rows.
-template <class T, int kI>
-void accumulate_span(T *const *out, const T *const *z, const T *m, int64_t m_stride, int64_t R, int64_t width) {
-  constexpr int lanes = VectorOf<T>::lanes;
-  T *at[kI];
-  int64_t w = 0;
-  for (; w + kColumns * lanes <= width; w += kColumns * lanes) {
-    for (int i = 0; i < kI; i++) at[i] = out[i] + w;
-    accumulate<T, kI, kColumns>(at, z, m + w, m_stride, R);
-  }
-  for (; w + lanes <= width; w += lanes) {
-    for (int i = 0; i < kI; i++) at[i] = out[i] + w;
-    accumulate<T, kI, 1>(at, z, m + w, m_stride, R);
-  }
-  for (; w < width; w++)
-    for (int i = 0; i < kI; i++)
-      for (int64_t r = 0; r < R; r++) out[i][w] += z[i][r] * m[r * m_stride + w];
-}
 
 // M_e from column w on, `width` columns, as (R, width) with the returned stride.
 template <class T>
@@ -154,17 +66,9 @@ int shrink(const T *rows_NW, const T *m, T *z_SR, const Sizes &s) {
         const int64_t begin = s.first(e, t * tile), end = s.first(e, (t + 1) * tile);
         if (begin == end) continue;
         const T *m_WR = by_rank(m + e * s.R * s.W, s, padded, packed);
-        for (int64_t p = begin; p < end; p += kShrinkRows) {
-          const int64_t count = std::min<int64_t>(kShrinkRows, end - p);
-          const T *row[kShrinkRows];
-          for (int64_t i = 0; i < kShrinkRows; i++) row[i] = rows_NW + s.token(p + std::min(i, count - 1)) * s.W;
-          for (int64_t r = 0; r < s.R; r += lanes) {
-            Vector<T> total[kShrinkRows];
-            dots(row, m_WR + r, padded, total, s.W);
-            for (int64_t i = 0; i < count; i++)
-              memcpy(z_SR + (p + i) * s.R + r, &total[i], sizeof(T) * std::min<int64_t>(lanes, s.R - r));
-          }
-        }
+        dot_rows<T>(
+            end - begin, [&](int64_t i) { return rows_NW + s.token(begin + i) * s.W; }, m_WR, padded,
+            [&](int64_t i) { return z_SR + (begin + i) * s.R; }, s.R, s.W);
       }
   }
   return 0;
@@ -193,18 +97,9 @@ int expand(const T *base_NW, const T *z_SR, const T *m, T *out_NW, const Sizes &
           if (begin == end) continue;
           int64_t stride;
           const T *m_RW = by_column(m + e * s.R * s.W, s, w, width, packed, stride);
-          for (int64_t p = begin; p < end; p += kRows) {
-            T *out[kRows];
-            const T *z[kRows];
-            const int64_t count = std::min<int64_t>(kRows, end - p);
-            for (int64_t i = 0; i < count; i++) out[i] = out_NW + s.token(p + i) * s.W + w, z[i] = z_SR + (p + i) * s.R;
-            switch (count) {
-              case 1: accumulate_span<T, 1>(out, z, m_RW, stride, s.R, width); break;
-              case 2: accumulate_span<T, 2>(out, z, m_RW, stride, s.R, width); break;
-              case 3: accumulate_span<T, 3>(out, z, m_RW, stride, s.R, width); break;
-              default: accumulate_span<T, kRows>(out, z, m_RW, stride, s.R, width);
-            }
-          }
+          accumulate_rows<T>(
+              end - begin, [&](int64_t i) { return out_NW + s.token(begin + i) * s.W + w; },
+              [&](int64_t i) { return z_SR + (begin + i) * s.R; }, m_RW, stride, s.R, width);
         }
       }
   }
@@ -229,19 +124,9 @@ int outer(const T *z_SR, const T *rows_NW, T *dm, const Sizes &s) {
             std::copy_n(rows_NW + s.token(p + i) * s.W + w, width, chunk.data() + i * kSpan);
           }
           transpose(z_SR + p * s.R, s.R, count, s.R, turned.data(), kChunk);
-          for (int64_t r = 0; r < s.R; r += kRows) {
-            T *out[kRows];
-            const T *z[kRows];
-            const int64_t ranks = std::min<int64_t>(kRows, s.R - r);
-            for (int64_t i = 0; i < ranks; i++)
-              out[i] = total.data() + (r + i) * kSpan, z[i] = turned.data() + (r + i) * kChunk;
-            switch (ranks) {
-              case 1: accumulate_span<T, 1>(out, z, chunk.data(), kSpan, count, width); break;
-              case 2: accumulate_span<T, 2>(out, z, chunk.data(), kSpan, count, width); break;
-              case 3: accumulate_span<T, 3>(out, z, chunk.data(), kSpan, count, width); break;
-              default: accumulate_span<T, kRows>(out, z, chunk.data(), kSpan, count, width);
-            }
-          }
+          accumulate_rows<T>(
+              s.R, [&](int64_t r) { return total.data() + r * kSpan; },
+              [&](int64_t r) { return turned.data() + r * kChunk; }, chunk.data(), kSpan, count, width);
         }
         T *dm_e = dm + e * s.R * s.W;
         for (int64_t r = 0; r < s.R; r++)
@@ -250,11 +135,6 @@ int outer(const T *z_SR, const T *rows_NW, T *dm, const Sizes &s) {
       }
   }
   return 0;
-}
-
-template <class Run>
-int by_exact_type(int64_t code, Run run) {
-  return code == 0 ? run(float{}) : code == 3 ? run(double{}) : kBadArgument;
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ def fused_lora(
     return y_NF
 
 
-class _Slots:
+class Slots:
     """The slots in expert order, and the kernels' three products over them; rank-wide rows are float32 (or float64)."""
 
     def __init__(self, order_S: Tensor, offset_E1: Tensor, num_chosen: int) -> None:
@@ -69,11 +69,15 @@ class _Slots:
         self._launch("outer", (z_SR, rows_NW), dm, rows_NW, wide_first)
         return dm
 
+    def by_place(self, gate_NK: Tensor, z_SR: Tensor) -> Tensor:
+        """Returns the gate of each place (S), in the type of z."""
+        return gate_NK.reshape(-1)[self.order_S].to(z_SR.dtype)
+
     def weight(self, gate_NK: Tensor | None, scale: float, z_SR: Tensor) -> Tensor | float:
         """Returns scale * gate of each place (S, 1), or the scale alone; NaN if an expert on a GPU was out of range."""
         weight: Tensor | float = scale
         if gate_NK is not None:
-            weight = gate_NK.reshape(-1)[self.order_S, None].to(z_SR.dtype) * scale
+            weight = self.by_place(gate_NK, z_SR)[:, None] * scale
         if self.order_S.is_cuda and self.order_S.numel():
             return weight * torch.where(self.order_S[-1:] < 0, torch.nan, 1.0)
         return weight
@@ -101,7 +105,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_range("index", index_NK, a_ERD.shape[0], least=0)
     order = order_by_expert(index_NK.reshape(-1), a_ERD.shape[0])
-    slots = _Slots(order.order_S, order.offset_E1, index_NK.shape[1])
+    slots = Slots(order.order_S, order.offset_E1, index_NK.shape[1])
     z_SR = slots.shrink(x_ND.contiguous(), a_ERD.contiguous(), wide_first=False)
     weighted_SR = z_SR * slots.weight(gate_NK, scale, z_SR)
     y_NF = slots.expand(base_NF.contiguous(), weighted_SR, b_EFR.contiguous(), base_NF, wide_first=True)
@@ -139,7 +143,7 @@ def _run_backward(
     x_wants: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_tokens = x_ND.shape[0]
-    slots = _Slots(order_S, offset_E1, max(order_S.numel() // max(num_tokens, 1), 1))
+    slots = Slots(order_S, offset_E1, max(order_S.numel() // max(num_tokens, 1), 1))
     dy_NF, x_ND = dy_NF.contiguous(), x_ND.contiguous()
     a_ERD, b_EFR = a_ERD.contiguous(), b_EFR.contiguous()
     weight_S1 = slots.weight(gate_NK, scale, z_SR)

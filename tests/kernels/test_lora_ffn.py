@@ -1,0 +1,181 @@
+"""lora_ffn: the fused path and the one put together against the literal loop, properties, memory, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import assert_same, with_gradients
+from host_kernels import needs_kernels
+
+from mmmoe.kernels.lora_ffn.op import ACTIVATIONS, Factors, Frozen, lora_ffn
+from mmmoe.kernels.lora_ffn.reference import lora_ffn_reference
+
+SHAPES = [
+    (0, 8, 12, 3, 2, 1),
+    (1, 8, 12, 3, 2, 2),
+    (37, 12, 300, 5, 6, 2),
+    (21, 9, 17, 4, 17, 4),
+    (90, 16, 40, 3, 4, 1),
+]
+NAMES = ["x", "ag", "bg", "au", "bu", "ad", "bd", "gates"]
+
+
+def draw(shape, seed=0, dtype=torch.float64):
+    """N tokens, D width, F inner width, E experts, R rank, K chosen."""
+    n, d, f, e, r, k = shape
+    rng = torch.Generator().manual_seed(seed)
+
+    def drawn(*sizes, size=1.0):
+        return (torch.randn(sizes, generator=rng) * size).to(dtype)
+
+    frozen = Frozen(drawn(f, d, size=d**-0.5), drawn(f, d, size=d**-0.5), drawn(d, f, size=f**-0.5))
+    a, b = (e, r, d), (e, f, r)
+    leaves = [drawn(n, d), drawn(*a), drawn(*b), drawn(*a), drawn(*b), drawn(e, r, f, size=0.3), drawn(e, d, r)]
+    gates = torch.rand(n, k, generator=rng).to(dtype)
+    index = torch.rand(n, e, generator=rng).argsort(1)[:, :k]
+    return frozen, [*leaves, gates / gates.sum(1, keepdim=True)], index
+
+
+def over(function, frozen, index, **options):
+    def run(x, ag, bg, au, bu, ad, bd, gates):
+        pairs = Factors(ag, bg), Factors(au, bu), Factors(ad, bd)
+        return function(x, frozen, *pairs, index, gates, **({"scale": 0.7} | options))
+
+    return run
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_every_gradient_equal_the_loop(shape, activation):
+    frozen, leaves, index = draw(shape)
+    found = with_gradients(over(lora_ffn, frozen, index, activation=activation), leaves)
+    assert_same(found, with_gradients(over(lora_ffn_reference, frozen, index, activation=activation), leaves))
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_single_precision_and_many_spans(activation):
+    frozen, leaves, index = draw((300, 64, 700, 6, 16, 2), dtype=torch.float32)
+    found = with_gradients(over(lora_ffn, frozen, index, activation=activation), leaves)
+    frozen = Frozen(*(w.double() for w in frozen))
+    want = with_gradients(over(lora_ffn_reference, frozen, index, activation=activation), [t.double() for t in leaves])
+    assert_same(found, [t.float() for t in want])
+
+
+@pytest.mark.usefixtures("path")
+def test_derivatives_by_finite_differences():
+    frozen, leaves, index = draw((4, 3, 5, 3, 2, 2))
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradcheck(over(lora_ffn, frozen, index), leaves)
+
+
+@pytest.mark.usefixtures("path")
+def test_fresh_experts_leave_the_frozen_block():
+    frozen, leaves, index = draw((20, 8, 30, 4, 2, 2))
+    for name in ("bg", "bu", "bd"):
+        leaves[NAMES.index(name)].zero_()
+    x = leaves[0]
+    want = (torch.nn.functional.silu(x @ frozen.gate_FD.T) * (x @ frozen.up_FD.T)) @ frozen.down_DF.T
+    torch.testing.assert_close(over(lora_ffn, frozen, index)(*leaves), want)
+
+
+@pytest.mark.usefixtures("path")
+def test_the_numbers_of_experts_do_not_matter():
+    frozen, leaves, index = draw((20, 8, 30, 4, 2, 2))
+    turn = torch.tensor([2, 0, 3, 1])
+    turned = [leaves[0], *(leaf[turn.argsort()] for leaf in leaves[1:7]), leaves[7]]
+    found = over(lora_ffn, frozen, turn[index])(*turned)
+    torch.testing.assert_close(found, over(lora_ffn, frozen, index)(*leaves))
+
+
+@pytest.mark.usefixtures("path")
+def test_an_expert_without_tokens_gets_gradients_of_zeros():
+    frozen, leaves, index = draw((20, 8, 30, 4, 2, 1))
+    index = index.clamp(max=2)
+    _, _, *gradients = with_gradients(over(lora_ffn, frozen, index), leaves)
+    for gradient in gradients[:6]:
+        assert not gradient[3].any()
+        assert gradient[0].any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("chosen", [2, 4])
+def test_less_is_kept_for_the_backward_than_by_the_frozen_block(chosen):
+    n, d, f = 256, 64, 512
+    frozen, leaves, index = draw((n, d, f, 8, 4, chosen), dtype=torch.float32)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+
+    def bytes_of(run):
+        kept = {}
+        own = {t.untyped_storage().data_ptr() for t in (*leaves, *frozen)}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
+        ):
+            run()
+        return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
+
+    def plain():
+        x = leaves[0]
+        return (torch.nn.functional.silu(x @ frozen.gate_FD.T) * (x @ frozen.up_FD.T)) @ frozen.down_DF.T
+
+    assert bytes_of(lambda: over(lora_ffn, frozen, index)(*leaves)) <= 0.75 * bytes_of(plain)
+
+
+@needs_kernels
+def test_the_op_keeps_the_rules_of_torch_library():
+    frozen, leaves, index = draw((9, 5, 7, 3, 4, 2))
+    x, *factors, gates = (leaf.requires_grad_() for leaf in leaves)
+    torch.library.opcheck(torch.ops.mmmoe.lora_ffn.default, (x, *frozen, *factors, index, gates, 1.5, 1))
+
+
+@pytest.mark.usefixtures("path")
+def test_compiles_whole_forward_and_backward():
+    frozen, leaves, index = draw((9, 5, 7, 3, 4, 2))
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+
+    def loss(*leaves):
+        return (over(lora_ffn, frozen, index)(*leaves) ** 2).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_same(torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(loss(*leaves), leaves))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_run(dtype):
+    frozen, leaves, index = draw((12, 8, 16, 3, 4, 2), dtype=torch.float32)
+    want = over(lora_ffn_reference, frozen, index)(*leaves)
+    half = over(lora_ffn, Frozen(*(w.to(dtype) for w in frozen)), index)(*(leaf.to(dtype) for leaf in leaves))
+    assert half.dtype == dtype
+    assert (half.float() - want).norm() <= 0.05 * want.norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"activation": "relu"}, "activation is 'relu'; give one of silu, gelu_tanh"),
+        ({"x": torch.zeros(3)}, r"x must have two dimensions"),
+        ({"ag": torch.zeros(3, 4, 6)}, r"gate.a must be torch.float32 \(3, 4, 5\).*got torch.float32 \(3, 4, 6\)"),
+        ({"bd": torch.zeros(3, 4, 5)}, r"down.b must be torch.float32 \(3, 5, 4\)"),
+        ({"bu": torch.zeros(3, 7, 4).double()}, r"up.b must be torch.float32 .* got torch.float64"),
+        ({"index": torch.zeros(9, 2)}, r"index must be int64 \(9, chosen\), got torch.float32"),
+        ({"index": torch.full((9, 2), 3)}, r"index \(9, 2\) holds 3; 0 to 2 work"),
+        ({"gates": torch.zeros(9, 1)}, r"gates torch.float32 \(9, 1\) must be numbers of index' shape"),
+    ],
+)
+def test_bad_input_is_named(change, words):
+    frozen, leaves, index = draw((9, 5, 7, 3, 4, 2), dtype=torch.float32)
+    given = dict(zip(NAMES, leaves, strict=True)) | {"index": index, "activation": "silu"} | change
+    index, activation = given.pop("index"), given.pop("activation")
+    with pytest.raises(ValueError, match=words):
+        over(lora_ffn, frozen, index, activation=activation)(*given.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_a_gpu_computes_what_the_loop_does(shape):
+    frozen, leaves, index = draw(shape, dtype=torch.float32)
+    want = with_gradients(over(lora_ffn_reference, frozen, index), leaves)
+    there = over(lora_ffn, Frozen(*(w.cuda() for w in frozen)), index.cuda())
+    assert_same(with_gradients(there, [leaf.cuda() for leaf in leaves]), want)

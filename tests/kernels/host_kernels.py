@@ -6,6 +6,7 @@ import ctypes
 import faulthandler
 import os
 import re
+import resource
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ needs_toolkit = pytest.mark.skipif(
 needs_kernels = pytest.mark.skipif(
     backend.active("cpu").name == "torch", reason=f"no kernels for the CPU: {backend.active('cpu').reason}"
 )
+CHILD_SECONDS = 10
 BARRIER = re.compile(r"^\s*__sync(threads|warp)\(\);", re.MULTILINE)
 
 
@@ -61,10 +63,15 @@ def without_barrier(file, number, kernels, folder: Path):
 
 
 def survives(check) -> bool:
-    """Says whether a check returns true, in a process of its own: a kernel without a barrier may write anywhere."""
+    """Says whether a check returns true, in a process of its own: a kernel without a barrier may write anywhere.
+
+    It may also run on and on; what needs CHILD_SECONDS of the processor does not survive.
+    """
     child = os.fork()
     if child == 0:
         faulthandler.disable()  # a crash is an answer here
+        used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+        resource.setrlimit(resource.RLIMIT_CPU, (used + CHILD_SECONDS,) * 2)
         try:
             os._exit(0 if check() else 1)
         finally:

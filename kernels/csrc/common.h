@@ -14,8 +14,12 @@
 extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];
 #define DYNAMIC_SHARED(type, name) type *name = reinterpret_cast<type *>(dynamic_shared_bytes)
 static inline cudaError_t last_error() { return cudaGetLastError(); }
+// Makes what a lane wrote visible to its warp, where warp operations follow that order no memory. The fibres of host.h do
+// order it, so they cannot show that such a fence is missing; __syncwarp() itself stands only where they can.
+#define WARP_FENCE() __syncwarp()
 #else
 #include "host.h"
+#define WARP_FENCE() static_cast<void>(0)
 #endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

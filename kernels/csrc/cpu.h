@@ -85,7 +85,7 @@ int by_type(int64_t code, Run run) {
   }
 }
 
-// Stable order of slots by expert; defined in order.cpp. Slots with expert -1, and those of an expert beyond its
+// Stable order of slots by expert; defined in order.cpp. Slots whose expert is not one of 0 to experts - 1, and those of an expert beyond its
 // capacity, get place -1, and -1 ends the order.
 void order_slots(const int64_t *expert_S, int64_t slots, int64_t experts, int64_t capacity, int64_t *count_E,
                  int64_t *offset_E1, int64_t *order_S, int64_t *inverse_S);

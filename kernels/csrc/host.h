@@ -1,7 +1,8 @@
 // Runs the kernels of this folder on a CPU, with any C++ compiler: a machine without a GPU can test the very same source.
 //
 // Every thread of a block is a fibre with its own stack. A fibre runs until it waits at a barrier or a warp operation;
-// then another one is resumed, so shared memory, barriers, shuffles and atomics behave as on the device. Blocks run one
+// then another one is resumed, so shared memory, barriers, shuffles and atomics behave as on the device, but for
+// one thing: here shuffles and votes order memory too, on the device they need not. Blocks run one
 // after another. Which fibre comes next is drawn at random, or by random fixed priorities of the warps: the latter lets
 // one warp run far ahead, which is what shows that a barrier is missing. Not covered: matrix units, asynchronous copies.
 #pragma once
@@ -249,6 +250,7 @@ T atomicAdd(T *place, T value) {
   *place = old + value;
   return old;
 }
+static inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 // How fibres take turns from now on: 0 at random, 1 by random fixed priorities of the warps.

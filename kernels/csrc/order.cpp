@@ -11,7 +11,7 @@ void order_slots(const int64_t *expert_S, int64_t slots, int64_t experts, int64_
     const int64_t begin = slots * self / threads, end = slots * (self + 1) / threads;
     int64_t *own = before.data() + self * experts;
     for (int64_t s = begin; s < end; s++)
-      if (expert_S[s] >= 0) own[expert_S[s]]++;
+      if (expert_S[s] >= 0 && expert_S[s] < experts) own[expert_S[s]]++;
 #pragma omp barrier
 #pragma omp single
     {
@@ -32,7 +32,7 @@ void order_slots(const int64_t *expert_S, int64_t slots, int64_t experts, int64_
     }
     for (int64_t s = begin; s < end; s++) {
       const int64_t e = expert_S[s];
-      const int64_t rank = e >= 0 ? own[e]++ : capacity;
+      const int64_t rank = e >= 0 && e < experts ? own[e]++ : capacity;
       const int64_t place = rank < capacity ? offset_E1[e] + rank : -1;
       inverse_S[s] = place;
       if (place >= 0) order_S[place] = s;

@@ -34,12 +34,16 @@ __device__ inline void rank_tile(const int *expert_of, int *count, int slots, in
   for (int base = begin; base < end; base += 32) {
     const int i = base + lane;
     const int expert = i < end && expert_of[i] >= 0 ? expert_of[i] : -1 - lane;  // lanes without a slot match nobody
-    const int earlier = expert >= 0 ? count[warp * E + expert] : 0;
-    const unsigned same = __match_any_sync(kAll, expert);  // every lane has read before one writes
+    const unsigned same = __match_any_sync(kAll, expert);
     const int before = __popc(same & ((1u << lane) - 1));
+    int earlier = 0;
+    if (expert >= 0 && before == 0) {  // one lane for all of an expert reads and writes its count
+      earlier = count[warp * E + expert];
+      count[warp * E + expert] = earlier + __popc(same);
+    }
+    earlier = __shfl_sync(kAll, earlier, __ffs(same) - 1);
     if (i < end) rank_S[first + i] = expert >= 0 ? earlier + before : -1;
-    if (expert >= 0 && before == 0) count[warp * E + expert] = earlier + __popc(same);
-    __syncwarp();
+    WARP_FENCE();  // another lane may be the one that reads next
   }
   __syncthreads();
 
@@ -116,7 +120,7 @@ place(const int64_t *expert_S, const int32_t *rank_S, const int32_t *tile_rank, 
   const int64_t at = is_kept ? offset_E[expert] + rank : -1;
   inverse_S[slot] = at;
   if (is_kept) order_S[at] = slot;
-  if (rank >= capacity && gate_S) gate_S[slot] = 0.f;
+  if (rank >= capacity && gate_S && gate_S[slot] == gate_S[slot]) gate_S[slot] = 0.f;  // a NaN stays
   if (slot >= offset_E[E]) order_S[slot] = -1;  // places that nobody takes, at the end
 }
 

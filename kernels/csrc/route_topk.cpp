@@ -82,7 +82,7 @@ EXPORT int mmmoe_route(const void *logits, const bool *valid, void *gate, int64_
     order_slots(valid ? sent.data() : expert, N * K, E, capacity, count, offset, order, inverse);
     if (offset[E] < N * K)
       for (int64_t s = 0; s < N * K; s++)
-        if (inverse[s] < 0 && (!valid || valid[s / K])) gate_NK[s] = 0;
+        if (inverse[s] < 0 && (!valid || valid[s / K]) && gate_NK[s] == gate_NK[s]) gate_NK[s] = 0;  // a NaN stays
     return 0;
   });
 }

@@ -12,7 +12,7 @@ carried_ranks(const int64_t *__restrict__ expert_S, int64_t *__restrict__ rank_S
   const int64_t rank = expert_S[slot] / share;
   bool is_carried = false;
   for (int64_t other = slot - slot % K; other < slot; other++) is_carried |= expert_S[other] / share == rank;
-  rank_S[slot] = is_carried ? -1 : rank;
+  rank_S[slot] = is_carried || expert_S[slot] < 0 ? -1 : rank;
 }
 
 }  // namespace

@@ -94,14 +94,18 @@ void accumulate_span(T *const *out, const T *const *z, const T *m, int64_t m_str
       for (int64_t r = 0; r < R; r++) out[i][w] += z[i][r] * m[r * m_stride + w];
 }
 
-// accumulate_span for any number of rows: out_of(i) and z_of(i) are where row i begins.
+// accumulate_span for any number of rows: out_of(i) and z_of(i) are where row i begins. Rows next to one another may be
+// the same row of `out`; such ones are not put into one tile.
 template <class T, class Out, class Z>
 void accumulate_rows(int64_t rows, Out out_of, Z z_of, const T *m, int64_t m_stride, int64_t R, int64_t width) {
-  for (int64_t from = 0; from < rows; from += kRows) {
+  for (int64_t from = 0, count; from < rows; from += count) {
     T *out[kRows];
     const T *z[kRows];
-    const int64_t count = std::min<int64_t>(kRows, rows - from);
-    for (int64_t i = 0; i < count; i++) out[i] = out_of(from + i), z[i] = z_of(from + i);
+    for (count = 0; count < std::min<int64_t>(kRows, rows - from); count++) {
+      out[count] = out_of(from + count);
+      z[count] = z_of(from + count);
+      if (count && out[count] == out[count - 1]) break;
+    }
     switch (count) {
       case 1: accumulate_span<T, 1>(out, z, m, m_stride, R, width); break;
       case 2: accumulate_span<T, 2>(out, z, m, m_stride, R, width); break;

@@ -30,10 +30,15 @@ class ExpertOrder(NamedTuple):
 
 
 def order_by_expert(expert_S: Tensor, num_experts: int, capacity: int = UNLIMITED) -> ExpertOrder:
-    """Returns the order of slots whose experts are given (-1: left out); nothing waits on the host.
+    """Returns the order of slots whose experts are given (out of range: left out); nothing waits on the host.
 
     Beyond `capacity` slots of an expert, the later ones are left out.
+
+    Raises:
+        ValueError: The experts are not one row of int64.
     """
+    if expert_S.dtype != torch.int64 or expert_S.dim() != 1:
+        raise ValueError(f"expert must be one row of int64, got {expert_S.dtype} {tuple(expert_S.shape)}")
     if not is_compiled(expert_S.device.type):
         return order_in_torch(expert_S, num_experts, capacity)
     expert_S = expert_S.contiguous()
@@ -60,7 +65,7 @@ def workspace(like: Tensor, num_experts: int, num_slots: int) -> Tensor:
 def order_in_torch(expert_S: Tensor, num_experts: int, capacity: int = UNLIMITED) -> ExpertOrder:
     """Returns the same order by a stable sort."""
     num_slots = expert_S.numel()
-    last_S = torch.where(expert_S < 0, num_experts, expert_S)
+    last_S = torch.where((expert_S < 0) | (expert_S > num_experts), num_experts, expert_S)
     sorted_S, order_S = torch.sort(last_S, stable=True)
     count_E1 = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_S.device)
     count_E1.scatter_add_(0, last_S, torch.ones_like(last_S))

@@ -23,8 +23,8 @@ def test_nvcc_builds_one_small_library_and_keeps_it():
     assert build("cuda") == path
     assert path.stat().st_mtime_ns == written, "it was compiled again"
     if not torch.cuda.is_available():
-        numbers = [torch.zeros(8) for _ in range(8)]
-        with pytest.raises(RuntimeError, match="mmmoe_route failed with status"):
+        numbers = [torch.zeros(8) for _ in range(9)]
+        with pytest.raises(RuntimeError, match=r"mmmoe_route failed with status [1-9]"):
             call(ctypes.CDLL(path.as_posix()), "mmmoe_route", *numbers, 4, 2, 1, 0, 9, 0)
 
 

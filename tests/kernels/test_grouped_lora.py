@@ -134,9 +134,10 @@ def test_a_gate_of_another_type(strategy, gate_type):
     assert torch.autograd.grad(y.sum(), gate)[0].dtype == gate_type
 
 
+@pytest.mark.parametrize("width", [5, 80])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_an_expert_that_stands_twice_counts_twice(strategy):
-    leaves, _ = draw((4, 5, 6, 3, 2, 2), gated=True)
+def test_an_expert_that_stands_twice_counts_twice(strategy, width):
+    leaves, _ = draw((4, width, width + 1, 3, 2, 2), gated=True)
     index = torch.tensor([[1, 1], [0, 2], [2, 2], [0, 0]])
     found, want = (
         run(f, leaves, index, **o) for f, o in ((grouped_lora, {"strategy": strategy}), (grouped_lora_reference, {}))

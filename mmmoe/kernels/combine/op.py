@@ -47,7 +47,7 @@ def gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor, num_t
 
 
 def _run_gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor, num_tokens: int) -> Tensor:
-    num_chosen = max(inverse_S.numel() // max(num_tokens, 1), 1)
+    num_chosen, kind = max(inverse_S.numel() // max(num_tokens, 1), 1), rows_SD.dtype
     check_range("inverse", inverse_S, rows_SD.shape[0])
     if has_kernels(rows_SD):
         y_ND = _fake_gather_sum(rows_SD, gate_NK, inverse_S, num_tokens)
@@ -57,11 +57,13 @@ def _run_gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor, 
             device=rows_SD.device,
         )  # fmt: skip
         return y_ND
-    weight_NK1 = (inverse_S >= 0).to(exact_type(rows_SD)).view(num_tokens, num_chosen, 1)
-    if gate_NK is not None:
-        weight_NK1 = weight_NK1 * gate_NK[:, :, None]
-    rows_NKD = rows_SD.index_select(0, inverse_S.clamp(min=0)).view(num_tokens, num_chosen, rows_SD.shape[1])
-    return (rows_NKD * weight_NK1).sum(1).to(rows_SD.dtype)
+    if rows_SD.shape[0] == 0:
+        return rows_SD.new_zeros(num_tokens, rows_SD.shape[1])
+    rows_SD = rows_SD.to(exact_type(rows_SD)) if gate_NK is not None else rows_SD
+    taken_SD = rows_SD.index_select(0, inverse_S.clamp(min=0)).masked_fill_((inverse_S < 0)[:, None], 0)
+    taken_NKD = taken_SD.view(num_tokens, num_chosen, rows_SD.shape[1])
+    exact_NKD = taken_NKD.to(exact_type(rows_SD)) if gate_NK is None else taken_NKD * gate_NK[:, :, None]
+    return exact_NKD.sum(1).to(kind)
 
 
 def _fake_gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor, num_tokens: int) -> Tensor:
@@ -94,7 +96,7 @@ def _run_backward(
     dy_SD = dy_ND.to(gate_NK.dtype).index_select(0, slot_S // num_chosen)
     drows_SD = (dy_SD * gate_NK.reshape(-1)[slot_S, None]).masked_fill_((order_S < 0)[:, None], 0)
     product_S = (dy_SD * rows_SD).sum(1)
-    dgate_NK = (product_S[inverse_S.clamp(min=0)] * (inverse_S >= 0)).view_as(gate_NK)
+    dgate_NK = product_S[inverse_S.clamp(min=0)].masked_fill(inverse_S < 0, 0.0).view_as(gate_NK)
     return drows_SD.to(rows_SD.dtype), dgate_NK
 
 

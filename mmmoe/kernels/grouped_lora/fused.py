@@ -74,13 +74,8 @@ class Slots:
         return gate_NK.reshape(-1)[self.order_S].to(z_SR.dtype)
 
     def weight(self, gate_NK: Tensor | None, scale: float, z_SR: Tensor) -> Tensor | float:
-        """Returns scale * gate of each place (S, 1), or the scale alone; NaN if an expert on a GPU was out of range."""
-        weight: Tensor | float = scale
-        if gate_NK is not None:
-            weight = self.by_place(gate_NK, z_SR)[:, None] * scale
-        if self.order_S.is_cuda and self.order_S.numel():
-            return weight * torch.where(self.order_S[-1:] < 0, torch.nan, 1.0)
-        return weight
+        """Returns scale * gate of each place (S, 1), or the scale alone."""
+        return scale if gate_NK is None else self.by_place(gate_NK, z_SR)[:, None] * scale
 
     def _launch(
         self, name: str, inputs: tuple[Tensor | None, ...], output: Tensor, rows_NW: Tensor, wide_first: bool

@@ -49,6 +49,10 @@ def grouped_lora(
     _check(base_NF, x_ND, a_ERD, b_EFR, index_NK, gate_NK)
     num_experts, rank, width = a_ERD.shape
     num_chosen = index_NK.shape[1]
+    if strategy not in ("auto", "masked", "permuted", "fused"):
+        raise ValueError(f"strategy is {strategy!r}; give one of auto, masked, permuted, fused")
+    if index_NK.device.type != "cpu":
+        index_NK, gate_NK = _marked(x_ND, index_NK, gate_NK, num_experts)
     if strategy == "auto":
         sizes = Sizes(x_ND.shape[0], width, base_NF.shape[1], num_experts, rank, num_chosen)
         strategy = cheapest(sizes, x_ND.device.type, can_fuse=can_fuse(x_ND))
@@ -74,6 +78,13 @@ def masked_lora(
         z = z * mask_NE.to(z.dtype).repeat_interleave(rank, dim=1)
     all_b = b_EFR.permute(0, 2, 1).reshape(num_experts * rank, -1)
     return torch.addmm(base_NF, z, all_b, alpha=scale)
+
+
+def _marked(x_ND: Tensor, index_NK: Tensor, gate_NK: Tensor | None, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Returns experts in range, and NaN as the gate of those that were not: a GPU's host does not look at them."""
+    is_wrong_NK = (index_NK < 0) | (index_NK >= num_experts)
+    gate_NK = x_ND.new_ones(index_NK.shape) if gate_NK is None else gate_NK
+    return index_NK.clamp(0, num_experts - 1), gate_NK.masked_fill(is_wrong_NK, torch.nan)
 
 
 def _mask(x_ND: Tensor, index_NK: Tensor, gate_NK: Tensor | None, num_experts: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmmoe.kernels.library import register
 from mmmoe.kernels.order import order_by_expert
+from mmmoe.kernels.places import check_range
 
 
 def permuted_lora(
@@ -39,6 +40,7 @@ def permuted_lora(
 
 
 def _run_order(expert_S: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    check_range("index", expert_S, num_experts, least=0)
     order = order_by_expert(expert_S, num_experts)
     return order.order_S, order.offset_E1
 

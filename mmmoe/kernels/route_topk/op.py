@@ -120,7 +120,7 @@ def _by_choice(
     inverse_NK = order.inverse_S.view(num_chosen, num_tokens).t()
     dropped_NK = (inverse_NK < 0) & (sent_NK >= 0)
     return (
-        gate_NK.masked_fill(dropped_NK, 0.0),
+        gate_NK.masked_fill(dropped_NK & ~gate_NK.isnan(), 0.0),
         expert_NK,
         order.count_E,
         order.offset_E1,
@@ -149,7 +149,7 @@ def _in_torch(
     sent_NK = expert_NK if valid_N is None else expert_NK.masked_fill(~valid_N[:, None], -1)
     order = order_in_torch(sent_NK.reshape(-1), logits_NE.shape[1], capacity)
     dropped_NK = (order.inverse_S < 0).view_as(sent_NK) & (sent_NK >= 0)
-    return gate_NK.masked_fill(is_nan_N1, torch.nan).masked_fill(dropped_NK, 0.0), expert_NK, *order
+    return gate_NK.masked_fill(dropped_NK, 0.0).masked_fill(is_nan_N1, torch.nan), expert_NK, *order
 
 
 def _largest(logits_NE: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:

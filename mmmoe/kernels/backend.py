@@ -37,6 +37,8 @@ def active(device: str) -> Backend:
     """Returns the backend of a kind of device, settled once a process; the library is compiled now if it must be."""
     if device == "cuda" and not torch.cuda.is_available():
         return Backend("torch", "torch sees no CUDA device")
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        return Backend("torch", f"{torch.cuda.get_device_name()} is older than compute capability 8.0")
     try:
         compiled(device)
     except (RuntimeError, OSError) as error:

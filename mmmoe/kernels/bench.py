@@ -96,6 +96,8 @@ def main(arguments: Sequence[str]) -> int:
     out = None
     if "--json" in rest:
         at = rest.index("--json")
+        if at + 1 == len(rest):
+            raise ValueError("--json wants a file or a folder")
         out = Path(rest[at + 1])
         del rest[at : at + 2]
     name, *given = rest or [ALL]

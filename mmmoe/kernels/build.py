@@ -1,6 +1,6 @@
 """Compiles kernels/csrc into one shared library, once for each content of the sources.
 
-Three targets: `cuda`, the .cu files for GPUs (nvcc); `cpu`, the .cpp files for this processor (g++ or clang++); and
+Three targets: `cuda`, the .cu files for GPUs (nvcc); `cpu`, the .cpp files for this processor (g++); and
 `host`, the .cu files again, whose kernels then run on the CPU as fibres (kernels/csrc/host.h), for tests on machines
 without a GPU. None includes a header of torch, so one library serves every torch.
 """
@@ -116,9 +116,9 @@ def _command(target: Target, folder: Path) -> list[str]:
 
 
 def _compiler() -> str:
-    compiler = shutil.which("g++") or shutil.which("clang++")
+    compiler = shutil.which("g++")
     if compiler is None:
-        raise RuntimeError("there is no C++ compiler (g++ or clang++)")
+        raise RuntimeError("there is no C++ compiler (g++)")
     return compiler
 
 

@@ -49,6 +49,9 @@ def grouped_lora(
     _check(base_NF, x_ND, a_ERD, b_EFR, index_NK, gate_NK)
     num_experts, rank, width = a_ERD.shape
     num_chosen = index_NK.shape[1]
+    if torch.is_autocast_enabled(x_ND.device.type):  # types are the caller's, whatever the strategy
+        with torch.autocast(x_ND.device.type, enabled=False):
+            return grouped_lora(base_NF, x_ND, a_ERD, b_EFR, index_NK, gate_NK, scale=scale, strategy=strategy)
     if strategy not in ("auto", "masked", "permuted", "fused"):
         raise ValueError(f"strategy is {strategy!r}; give one of auto, masked, permuted, fused")
     if index_NK.device.type != "cpu":

@@ -19,9 +19,9 @@ from mmmoe.kernels.combine.op import combine, gather_sum
 from mmmoe.kernels.dispatch.op import dispatch
 from mmmoe.kernels.measure import Result, Run, compare, difference, rotating, take_turns
 from mmmoe.kernels.route_topk.reference import Routing
-from mmmoe.kernels.workload import Workload, workloads
+from mmmoe.kernels.workload import Workload, sizes_of_rows, workloads
 
-DEFAULTS = {"tokens": 4096, "width": 1024, "experts": 8, "rounds": 15}
+DEFAULTS = sizes_of_rows(rounds=15)
 TRANSFORMERS, DEEPSPEED, ADDED, COPY = "transformers", "DeepSpeed", "gather, index_add", "copy of the least bytes"
 BOUNDS = {"cpu": {TRANSFORMERS: 1.0, DEEPSPEED: 0.75}, "cuda": {TRANSFORMERS: 0.5, DEEPSPEED: 0.5}}
 Way = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 def measure(sizes: dict[str, int], device: torch.device) -> Iterator[Result]:
     """Yields the round trip of each workload against each peer, and on a GPU the kernels against copies."""
-    for load in workloads(sizes, DEFAULTS, device):
+    for load in workloads(sizes, device):
         routing = load.routing()
         ways = _ways(load, routing)
         values = {name: way(*_leaves(load, routing, seed=0)) for name, way in ways.items()}

@@ -15,15 +15,15 @@ from torch import Tensor
 from mmmoe.kernels.combine.op import gather_sum
 from mmmoe.kernels.dispatch.op import dispatch
 from mmmoe.kernels.measure import Result, Run, compare, difference, rotating, take_turns
-from mmmoe.kernels.workload import Workload, workloads
+from mmmoe.kernels.workload import Workload, sizes_of_rows, workloads
 
-DEFAULTS = {"tokens": 4096, "width": 1024, "experts": 8, "rounds": 30}
+DEFAULTS = sizes_of_rows(rounds=30)
 COPY = "copy of the least bytes"
 
 
 def measure(sizes: dict[str, int], device: torch.device) -> Iterator[Result]:
     """Yields forward and backward of each workload."""
-    for load in workloads(sizes, DEFAULTS, device):
+    for load in workloads(sizes, device):
         routing = load.routing()
         token_S = routing.order_S // load.chosen
 

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def names() -> list[str]:
 
 
 def measure(name: str, sizes: dict[str, int]) -> list[Result]:
-    """Runs one benchmark, or all of them for `kernels`, and returns what they yield.
+    """Runs one benchmark, or all of them for `kernels`, and returns what they yield, each with its sizes.
 
     Raises:
         ValueError: There is no such benchmark, or it has no such size.
@@ -51,8 +51,8 @@ def measure(name: str, sizes: dict[str, int]) -> list[Result]:
     device = here()
     with one_thread(device):
         for module in modules:
-            given = {key: value for key, value in sizes.items() if key in module.DEFAULTS}
-            results += list(_told(module.measure(module.DEFAULTS | given, device)))
+            size = module.DEFAULTS | {key: value for key, value in sizes.items() if key in module.DEFAULTS}
+            results += [replace(result, sizes=size) for result in _told(module.measure(size, device))]
     return results
 
 

@@ -41,6 +41,8 @@ class Result:
     """Largest difference of the two results over the largest number in them."""
     bound: float | None = None
     """The ratio that must not be passed, if there is one."""
+    sizes: dict[str, int] | None = None
+    """What the benchmark was run with."""
 
     @property
     def is_met(self) -> bool:
@@ -100,8 +102,9 @@ def take_turns(ways: Mapping[str, Run], rounds: int, device: torch.device) -> di
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
+    started = time.perf_counter()
     for round_ in itertools.count():
-        if round_ >= WARMUP + rounds and sum(map(sum, times.values())) > LEAST_SECONDS:
+        if round_ >= WARMUP + rounds and time.perf_counter() - started > LEAST_SECONDS:
             break
         first = round_ % len(names)
         for name in names[first:] + names[:first]:

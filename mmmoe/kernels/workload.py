@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmmoe.kernels.measure import Run
+from mmmoe.kernels.measure import Run, here
 from mmmoe.kernels.route_topk.op import route_topk
 from mmmoe.kernels.route_topk.reference import Routing
 
@@ -46,10 +46,15 @@ class Workload:
         return lambda: target.copy_(source)
 
 
-def workloads(sizes: dict[str, int], defaults: dict[str, int], device: torch.device) -> list[Workload]:
-    """Returns two and eight chosen experts, even and skewed; on a GPU 8192 rows of 4096 in bfloat16 by default."""
-    large = {"tokens": 8192, "width": 4096} if device.type == "cuda" else {}
-    size = sizes | {key: value for key, value in large.items() if sizes[key] == defaults[key]}
+def sizes_of_rows(rounds: int) -> dict[str, int]:
+    """Returns what a benchmark of rows runs by default: on a GPU 8192 rows of 4096, on a CPU 4096 of 1024."""
+    if here().type == "cuda":
+        return {"tokens": 8192, "width": 4096, "experts": 8, "rounds": rounds}
+    return {"tokens": 4096, "width": 1024, "experts": 8, "rounds": rounds}
+
+
+def workloads(size: dict[str, int], device: torch.device) -> list[Workload]:
+    """Returns two and eight chosen experts, even and skewed; in bfloat16 on a GPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return [
         Workload(size["tokens"], size["width"], size["experts"], chosen, skew, dtype, device)

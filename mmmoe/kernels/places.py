@@ -62,6 +62,24 @@ def check_range(name: str, index: Tensor, below: int, *, least: int = -1) -> Non
         raise ValueError(f"{name} {tuple(index.shape)} holds {wrong}; {least} to {below - 1} work")
 
 
+def check_inverse(order_S: Tensor, inverse_S: Tensor) -> None:
+    """Refuses an order and an inverse that are not each other's. Only on a CPU: on a GPU one would have to wait.
+
+    Raises:
+        ValueError: A number out of range, or the first slot or place where they disagree.
+    """
+    check_range("order", order_S, order_S.numel())
+    check_range("inverse", inverse_S, order_S.numel())
+    if order_S.device.type != "cpu" or order_S.numel() == 0:
+        return
+    number_S = torch.arange(order_S.numel())
+    for name, own, other in (("order", order_S, inverse_S), ("inverse", inverse_S, order_S)):
+        is_wrong = (own >= 0) & (other[own.clamp(min=0)] != number_S)
+        if bool(is_wrong.any()):
+            at = int(is_wrong.int().argmax())
+            raise ValueError(f"{name} {tuple(own.shape)} says {int(own[at])} at {at}, the other does not say so back")
+
+
 def exact_type(rows: Tensor) -> torch.dtype:
     """Returns the type in which an op adds up rows of a type."""
     return torch.float64 if rows.dtype == torch.float64 else torch.float32

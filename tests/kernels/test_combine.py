@@ -7,7 +7,7 @@ import torch
 from cases import ROUTED, Routed, assert_same, combine_case, with_gradients
 
 from mmmoe.kernels import backend
-from mmmoe.kernels.combine.op import combine
+from mmmoe.kernels.combine.op import combine, gather_sum
 from mmmoe.kernels.combine.reference import combine_reference
 from mmmoe.kernels.dispatch.op import dispatch
 
@@ -106,6 +106,8 @@ GOOD = {"rows_SD": torch.zeros(4, 3), "gate_NK": torch.zeros(2, 2), "order_S": O
         ({"gate_NK": torch.zeros(4)}, r"gate must be \(tokens, chosen\) numbers.*\(4,\)"),
         ({"gate_NK": torch.zeros(2, 3)}, r"gate \(2, 3\) does not fit order \(4,\)"),
         ({"gate_NK": torch.zeros(2, 2, device="meta")}, r"gate \(2, 2\) is on meta, rows on cpu"),
+        ({"order_S": ORDER - 9}, r"order \(4,\) holds -9"),
+        ({"inverse_S": ORDER}, r"order \(4,\) says 3 at 1"),
         ({"inverse_S": ORDER + 1}, r"inverse \(4,\) holds 4; -1 to 3 work"),
         ({"inverse_S": ORDER.float()}, "inverse must be one row of int64, got torch.float32"),
     ],
@@ -113,6 +115,21 @@ GOOD = {"rows_SD": torch.zeros(4, 3), "gate_NK": torch.zeros(2, 2), "order_S": O
 def test_bad_input_is_named(change, words):
     with pytest.raises(ValueError, match=words):
         combine(**(GOOD | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inverse_S": ORDER.int()}, "order must be one row of int64, got torch.int32"),
+        ({"num_tokens": 3}, "does not give each of 3 tokens"),
+        ({"inverse_S": torch.tensor([0, 1, 2, 4])}, r"inverse \(4,\) holds 4; -1 to 3 work"),
+        ({"gate_NK": torch.zeros(4, 2)}, r"gate \(4, 2\) must be \(2, 2\)"),
+    ],
+)
+def test_bad_input_of_gather_sum_is_named(change, words):
+    good = {"rows_SD": torch.zeros(4, 3), "gate_NK": None, "inverse_S": ORDER, "num_tokens": 2}
+    with pytest.raises(ValueError, match=words):
+        gather_sum(**(good | change))
 
 
 @pytest.mark.gpu

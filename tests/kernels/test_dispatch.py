@@ -66,6 +66,8 @@ GOOD = {"x_ND": torch.zeros(2, 3), "order_S": ORDER, "inverse_S": ORDER.argsort(
         ({"x_ND": torch.zeros(3, 3)}, r"order \(4,\) does not give each of 3 tokens"),
         ({"order_S": ORDER.int()}, "order must be one row of int64, got torch.int32"),
         ({"inverse_S": ORDER[:3]}, r"order \(4,\) and inverse \(3,\)"),
+        ({"inverse_S": ORDER}, r"order \(4,\) says 3 at 1, the other does not say so back"),
+        ({"inverse_S": torch.full((4,), -1)}, r"order \(4,\) says 0 at 0"),
         ({"inverse_S": ORDER + 1}, r"inverse \(4,\) holds 4; -1 to 3 work"),
         ({"order_S": ORDER - 2}, r"order \(4,\) holds -2; -1 to 3 work"),
         ({"x_ND": torch.zeros(2, 3, device="meta")}, r"order \(4,\) is on cpu, x on meta"),
@@ -90,7 +92,7 @@ def test_rows_beyond_two_to_the_31_elements(way):
     with way():
         torch.utils.deterministic.fill_uninitialized_memory = False
         assert gather_sum(x, None, places[-1:], 1)[-1, -1] == 3.0
-        assert dispatch(x, places, only_last)[-1, -1] == 3.0
+        assert dispatch(x, only_last, only_last)[-1, -1] == 3.0
 
 
 @pytest.mark.gpu

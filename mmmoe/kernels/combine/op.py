@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmmoe.kernels.backend import TYPE_CODES, has_kernels, launch
 from mmmoe.kernels.library import register
-from mmmoe.kernels.places import check_places, check_range, check_rows, exact_type
+from mmmoe.kernels.places import check_inverse, check_places, check_range, check_rows, exact_type
 
 
 def combine(rows_SD: Tensor, gate_NK: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:
@@ -42,7 +42,17 @@ def combine(rows_SD: Tensor, gate_NK: Tensor, order_S: Tensor, inverse_S: Tensor
 
 
 def gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor, num_tokens: int) -> Tensor:
-    """Returns `combine` without its gradient, for any number of rows; no gate stands for ones."""
+    """Returns `combine` for any number of rows and without a gradient; no gate stands for ones.
+
+    Raises:
+        ValueError: A type, shape or device that does not fit; on a CPU also a row that does not exist.
+    """
+    check_rows("rows", rows_SD, ("inverse", inverse_S), *([] if gate_NK is None else [("gate", gate_NK)]))
+    num_chosen = check_places(inverse_S, inverse_S, num_tokens)
+    if gate_NK is not None:
+        if gate_NK.shape != (num_tokens, num_chosen):
+            raise ValueError(f"gate {tuple(gate_NK.shape)} must be {(num_tokens, num_chosen)}")
+        gate_NK = gate_NK.to(exact_type(rows_SD))
     return _gather_sum(rows_SD, gate_NK, inverse_S, num_tokens)  # type: ignore[no-any-return]  # torch.ops has no types
 
 
@@ -71,6 +81,7 @@ def _fake_gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor,
 
 
 def _run(rows_SD: Tensor, gate_NK: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:
+    check_inverse(order_S, inverse_S)
     return _run_gather_sum(rows_SD, gate_NK, inverse_S, gate_NK.shape[0])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmmoe.kernels.backend import has_kernels, launch
 from mmmoe.kernels.combine.op import gather_sum
 from mmmoe.kernels.library import register
-from mmmoe.kernels.places import check_places, check_range, check_rows
+from mmmoe.kernels.places import check_inverse, check_places, check_rows
 
 
 def dispatch(x_ND: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:
@@ -37,8 +37,7 @@ def dispatch(x_ND: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:
 def _run(x_ND: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:
     num_tokens, width = x_ND.shape
     num_chosen = order_S.numel() // max(num_tokens, 1)
-    check_range("inverse", inverse_S, order_S.numel())
-    check_range("order", order_S, order_S.numel())
+    check_inverse(order_S, inverse_S)
     if not has_kernels(x_ND):
         if num_tokens == 0:
             return _fake(x_ND, order_S, inverse_S)

@@ -1,6 +1,8 @@
 """The order of rows to ranks beside sorting in torch, and the bytes that sending once saves.
 
 mmmoe bench send_order [tokens=8192 experts=64 rounds=40]
+
+In the lines of rows sent, rows stand where times stand in milliseconds.
 """
 
 from __future__ import annotations

@@ -31,26 +31,6 @@ struct Block {
   int64_t spans() const { return (F + kSpan - 1) / kSpan; }
 };
 
-// e^-|x|, in a form that compilers turn into vector code; to two units in the last place.
-inline float exp_minus_abs(float x) {
-  x = -std::min(std::fabs(x), 87.f);
-  const float n = (x * 1.44269504f + 12582912.f) - 12582912.f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  int32_t bits;
-  memcpy(&bits, &p, 4);
-  bits += static_cast<int32_t>(n) << 23;
-  memcpy(&p, &bits, 4);
-  return p;
-}
-inline double exp_minus_abs(double x) { return std::exp(-std::fabs(x)); }
-
 // act(x) = x * sigmoid(q(x)), with q(x) = x or that of the tanh form of GELU; and its slope.
 template <class T>
 struct Gate {
@@ -61,7 +41,7 @@ inline Gate<T> activate(T x) {
   constexpr T a = kActivation == kGeluTanh ? T(1.5957691216057308) : T(1), b = T(0.044715);
   const T q = kActivation == kGeluTanh ? a * (x + b * x * x * x) : x;
   const T dq = kActivation == kGeluTanh ? a * (1 + 3 * b * x * x) : T(1);
-  const T e = exp_minus_abs(q);
+  const T e = exp_below(-std::fabs(q));
   const T s = (q >= 0 ? T(1) : e) / (1 + e);
   return {x * s, s + x * s * (1 - s) * dq};
 }

@@ -8,27 +8,6 @@ constexpr int kMostChosen = 8;
 
 enum Gate : int { kSoftmaxAll = 0, kSoftmaxAllRenormalised = 1, kSoftmaxChosen = 2 };
 
-// exp(x) for x <= 0, to two units in the last place, in a form that compilers turn into vector code.
-inline float exp_below(float x) {
-  const bool is_nothing = x < -87.3f;
-  x = is_nothing ? 0.f : x;
-  const float n = std::nearbyint(x * 1.44269504f);
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  int32_t bits;
-  memcpy(&bits, &p, 4);
-  bits += static_cast<int32_t>(n) << 23;
-  memcpy(&p, &bits, 4);
-  return is_nothing ? 0.f : p;
-}
-inline double exp_below(double x) { return std::exp(x); }
-
 // One token: its experts by falling logit (ties to the lower number) and their gates.
 template <class A>
 void choose(const A *logits_E, int64_t E, int64_t K, int64_t rule, A *gate_K, int64_t *expert_K) {

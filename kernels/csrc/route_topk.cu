@@ -121,9 +121,7 @@ backward(const T *logits_NE, const int64_t *expert_S, const int64_t *inverse_S, 
   }
   __syncwarp();
   if (is_slot) {
-    const float p = gate_rule == kSoftmaxAll ? gate : 0.f;
-    const float rest = gate_rule == kSoftmaxAll ? -p * inner : -gate * inner;
-    dlogits_E[mine] = from_float<T>(gate * dgate + rest);
+    dlogits_E[mine] = from_float<T>(gate * dgate - gate * inner);
   }
 }
 
@@ -131,8 +129,8 @@ template <class T, int kEach>
 void launch_choose(const void *logits, const bool *valid, float *gate, int64_t *expert, int32_t *rank,
                    int32_t *tile_count, int64_t N, int E, int K, int gate_rule, cudaStream_t stream) {
   const unsigned tiles = static_cast<unsigned>((N + kTileTokens - 1) / kTileTokens);
-  LAUNCH((choose<T, kEach>), tiles, kThreads, rank_tile_bytes(E), stream, static_cast<const T *>(logits), valid, gate, expert,
-         rank, tile_count, N, E, K, gate_rule);
+  LAUNCH((choose<T, kEach>), tiles, kThreads, rank_tile_bytes(E), stream, static_cast<const T *>(logits), valid,
+         gate, expert, rank, tile_count, N, E, K, gate_rule);
 }
 
 template <class T>

@@ -13,7 +13,7 @@ constexpr int kRows = 4, kColumns = 2;
 constexpr int kDotRows = 8;      // rows of a tile of dot products whose ranks fill one vector
 constexpr int64_t kSpan = 256;   // columns worked on while they stay in the nearest cache
 
-// The same for a square of one vector's length, in registers: each round interleaves the two halves of the rows.
+// to[c][r] = from[r][c] for a square of one vector's length, in registers: each round interleaves the halves of the rows.
 template <class T>
 void transpose_square(const T *from, int64_t from_stride, T *to, int64_t to_stride) {
   constexpr int lanes = VectorOf<T>::lanes;
@@ -32,7 +32,7 @@ void transpose_square(const T *from, int64_t from_stride, T *to, int64_t to_stri
   for (int i = 0; i < lanes; i++) store<T>(to + i * to_stride, row[i]);
 }
 
-// to[c][r] = from[r][c]
+// The same for any size.
 template <class T>
 void transpose(const T *from, int64_t from_stride, int64_t rows, int64_t columns, T *to, int64_t to_stride) {
   constexpr int64_t lanes = VectorOf<T>::lanes;

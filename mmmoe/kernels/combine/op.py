@@ -57,8 +57,12 @@ def gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor, num_t
 
 
 def _run_gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor, num_tokens: int) -> Tensor:
-    num_chosen, kind = max(inverse_S.numel() // max(num_tokens, 1), 1), rows_SD.dtype
     check_range("inverse", inverse_S, rows_SD.shape[0])
+    return _added(rows_SD, gate_NK, inverse_S, num_tokens)
+
+
+def _added(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor, num_tokens: int) -> Tensor:
+    num_chosen, kind = max(inverse_S.numel() // max(num_tokens, 1), 1), rows_SD.dtype
     if has_kernels(rows_SD):
         y_ND = _fake_gather_sum(rows_SD, gate_NK, inverse_S, num_tokens)
         launch(
@@ -82,7 +86,7 @@ def _fake_gather_sum(rows_SD: Tensor, gate_NK: Tensor | None, inverse_S: Tensor,
 
 def _run(rows_SD: Tensor, gate_NK: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:
     check_inverse(order_S, inverse_S)
-    return _run_gather_sum(rows_SD, gate_NK, inverse_S, gate_NK.shape[0])
+    return _added(rows_SD, gate_NK, inverse_S, gate_NK.shape[0])
 
 
 def _fake(rows_SD: Tensor, gate_NK: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:

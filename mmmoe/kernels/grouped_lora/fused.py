@@ -108,13 +108,7 @@ def _run(
 
 
 def _fake(
-    base_NF: Tensor,
-    x_ND: Tensor,
-    a_ERD: Tensor,
-    b_EFR: Tensor,
-    index_NK: Tensor,
-    gate_NK: Tensor | None,
-    scale: float,
+    base_NF: Tensor, x_ND: Tensor, a_ERD: Tensor, b_EFR: Tensor, index_NK: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_slots = index_NK.shape[0] * index_NK.shape[1]
     return (
@@ -155,17 +149,10 @@ def _run_backward(
 
 
 def _fake_backward(
-    dy_NF: Tensor,
-    x_ND: Tensor,
-    a_ERD: Tensor,
-    b_EFR: Tensor,
-    gate_NK: Tensor | None,
-    z_SR: Tensor,
-    order_S: Tensor,
-    offset_E1: Tensor,
-    scale: float,
-    x_wants: bool,
+    dy_NF: Tensor, x_ND: Tensor, a_ERD: Tensor, b_EFR: Tensor, gate_NK: Tensor | None, z_SR: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, x_wants = rest
+
     def empty(like: Tensor | None) -> Tensor:
         return z_SR.new_empty(0) if like is None else torch.empty_like(like, memory_format=torch.contiguous_format)
 

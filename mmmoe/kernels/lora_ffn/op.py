@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmmoe.kernels.backend import TYPE_CODES, is_compiled, launch
-from mmmoe.kernels.grouped_lora.fused import Slots
+from mmmoe.kernels.backend import TYPE_CODES, launch
+from mmmoe.kernels.grouped_lora.fused import Slots, can_fuse
 from mmmoe.kernels.grouped_lora.op import grouped_lora
 from mmmoe.kernels.library import register
 from mmmoe.kernels.order import MOST_EXPERTS, order_by_expert
@@ -74,7 +74,7 @@ def lora_ffn(
     """
     _check(x_ND, frozen, gate, up, down, index_NK, gate_NK, activation)
     factors = (*gate, *up, *down)
-    if x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.float64) and is_compiled("cpu"):
+    if x_ND.device.type == "cpu" and can_fuse(x_ND):
         weights = (weight.detach() for weight in frozen)
         y_ND: Tensor = _lora_ffn(x_ND, *weights, *factors, index_NK, gate_NK, scale, CODES[activation])[0]
         return y_ND

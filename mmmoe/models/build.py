@@ -13,7 +13,8 @@ from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import build_language
-from mmmoe.models.spec import AdapterSpec, ModelSpec, OpenCLIPTower, TowerSpec
+from mmmoe.models.lora.spec import AdapterSpec
+from mmmoe.models.spec import ModelSpec, OpenCLIPTower, TowerSpec
 from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0Tower
 from mmmoe.models.towers.open_clip import CLIPTower
 from mmmoe.models.towers.tower import Tower

@@ -9,16 +9,33 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RoutingStatistics:
-    """What the routers of one forward did, detached, masked positions left out."""
+    """What the L routers of one forward did, detached, masked positions left out.
 
-    layers: tuple[str, ...]
-    """Names of the routed blocks, in order (length L)."""
-    load_BLE: Tensor
-    """Positions that chose each expert: int64 counts per sample, layer and expert."""
+    Routers may have different numbers of experts; E is the largest, and what a router does not have is 0.
+    """
+
+    sites: tuple[str, ...]
+    """Names of the routed layers, in order (length L)."""
+    layers: tuple[int, ...]
+    """Number of the model's layer that each of them is in."""
+    num_experts: tuple[int, ...]
+    """Experts of each."""
+    modalities: tuple[str, ...]
+    """Kinds of positions (length M)."""
+    load_BLME: Tensor
+    """Choices of each expert: int64 counts per sample, router and modality; k a position with top-k."""
     probability_BLE: Tensor
     """Sum over positions of the router's softmax, float32."""
     entropy_BL: Tensor
     """Sum over positions of the softmax's entropy in nats, float32."""
+    positions_B: Tensor
+    """Valid positions of each sample, int64."""
+
+    def cut(self, samples: int) -> RoutingStatistics:
+        """Returns the statistics of the first samples."""
+        tensors = (self.load_BLME, self.probability_BLE, self.entropy_BL, self.positions_B)
+        cut = (tensor[:samples] for tensor in tensors)
+        return RoutingStatistics(self.sites, self.layers, self.num_experts, self.modalities, *cut)
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,7 @@ class ModelOutput:
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
     """Unweighted auxiliary terms by name, one value a sample (B,), with graph."""
     auxiliary_layers: dict[str, Tensor] = field(default_factory=dict)
-    """The same terms per layer (B, L), detached, for the log."""
+    """The same terms per numbered layer (B, layers), detached, for the log."""
     weights: dict[str, float] = field(default_factory=dict)
     """Coefficient of each auxiliary term."""
     routing: RoutingStatistics | None = None
@@ -46,3 +63,14 @@ class ModelOutput:
         for name, term_B in self.auxiliary.items():
             loss = loss + self.weights[name] * term_B.sum() / max(num_samples, 1.0)
         return loss
+
+    def cut(self, samples: int) -> ModelOutput:
+        """Returns the output of the first samples, still connected to every parameter that took part."""
+        return ModelOutput(
+            self.nll_B[:samples],
+            self.num_targets_B[:samples],
+            {name: term_B[:samples] for name, term_B in self.auxiliary.items()},
+            {name: term_BG[:samples] for name, term_BG in self.auxiliary_layers.items()},
+            self.weights,
+            None if self.routing is None else self.routing.cut(samples),
+        )

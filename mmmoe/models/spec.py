@@ -1,4 +1,4 @@
-"""What a model is made of: language model, tower, connector and the adapters a stage adds."""
+"""What a model is made of: language model, tower and connector; the adapters a stage adds are in lora/spec.py."""
 
 from __future__ import annotations
 
@@ -68,50 +68,6 @@ class ConnectorSpec(Spec):
     """Number of linear layers, with exact GELU between them."""
     position_std: float = Field(default=0.0, ge=0.0)
     """Standard deviation of learned position vectors added to the tokens; 0 adds none (as LLaVA-1.5)."""
-
-
-class LoRASpec(Spec):
-    """Plain LoRA on linear layers: y = W x + (alpha / rank) B A x."""
-
-    kind: Literal["lora"] = "lora"
-    sites: list[str]
-    """Glob patterns over module names, for example language.*.self_attn.*_proj."""
-    rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-
-
-class RouterSpec(Spec):
-    """Who is active: a linear router over tokens, softmax over all experts in float32."""
-
-    selection: Literal["top1", "top1_gated", "top1_straight_through", "dense"] = "top1"
-    """top1: the released LLaVA-MoLE rule, update not multiplied by the gate; top1_gated: times p (Switch);
-    top1_straight_through: forward as top1, gradient as if times p; dense: every expert, weighted by p."""
-
-
-class BalanceSpec(Spec):
-    """The loss that keeps expert loads alike: sum over experts of mean probability times mean choice, per sample."""
-
-    kind: Literal["pooled", "per_layer", "none"] = "pooled"
-    """pooled: rows of all layers in one mean (released code); per_layer: one term a layer, averaged over layers."""
-    weight: float = Field(default=0.01, ge=0.0)
-
-
-class MoLESpec(Spec):
-    """LLaVA-MoLE: E LoRA experts on a feed-forward block's three projections, one router a block (2401.16160)."""
-
-    kind: Literal["mole"] = "mole"
-    sites: list[str]
-    """Glob patterns over names of SwiGLU blocks, for example language.*.mlp."""
-    experts: int = Field(ge=1)
-    rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    router: RouterSpec = RouterSpec()
-    balance: BalanceSpec = BalanceSpec()
-
-
-AdapterSpec = Annotated[LoRASpec | MoLESpec, Field(discriminator="kind")]
 
 
 class ModelSpec(Spec):

@@ -21,6 +21,16 @@ class Splice:
     """0, 1, ... over a row's real positions, 0 at padding."""
     labels_BT: Tensor | None
     """IGNORE_ID at image positions and padding."""
+    is_image_BT: Tensor
+    """True where a token of an image stands."""
+
+    def prompt(self) -> Tensor:
+        """Returns the real positions (B, T) before a row's first target; all of them in a row without targets."""
+        if self.labels_BT is None:
+            return self.mask_BT
+        is_target_BT = self.labels_BT != IGNORE_ID
+        before_BT = self.mask_BT & (is_target_BT.cumsum(1) == 0)
+        return torch.where(before_BT.any(1, keepdim=True), before_BT, self.mask_BT)
 
 
 def splice(
@@ -67,7 +77,9 @@ def splice(
     if labels_BT is not None:
         ignored = labels_BT.new_full((image_ND.shape[0] + 1,), IGNORE_ID)
         labels = torch.cat([labels_BT.reshape(-1), ignored])[source_BT]
-    return Splice(embeddings_BTD, kept_BT, position_BT, labels)
+    num_text = batch * length
+    is_image_BT = (source_BT >= num_text) & (source_BT < num_text + image_ND.shape[0])
+    return Splice(embeddings_BTD, kept_BT, position_BT, labels, is_image_BT)
 
 
 def _flatten(images: Tensor | list[Tensor], text_BTD: Tensor) -> tuple[Tensor, Tensor]:

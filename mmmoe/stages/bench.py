@@ -14,7 +14,7 @@ from mmmoe.kernels.measure import Result, compare, one_thread, take_turns
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
-from mmmoe.models.spec import AdapterSpec
+from mmmoe.models.lora.spec import AdapterSpec
 from mmmoe.stages.plan import with_size
 from mmmoe.stages.spec import RunSpec
 

@@ -15,7 +15,8 @@ from mmmoe.engine.checkpoint import Checkpoint, explain_mismatch, read
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
-from mmmoe.models.spec import AdapterSpec, ModelSpec
+from mmmoe.models.lora.spec import AdapterSpec
+from mmmoe.models.spec import ModelSpec
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 _ADAPTERS: TypeAdapter[list[AdapterSpec]] = TypeAdapter(list[AdapterSpec])

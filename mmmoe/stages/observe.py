@@ -13,14 +13,16 @@ from mmmoe.data.spec import SourceSpec
 from mmmoe.engine.metrics import MetricsFile, peak_memory_mb
 from mmmoe.engine.protocol import StepRecord, TrainingBatch, TrainingOutput
 from mmmoe.models.output import ModelOutput, RoutingStatistics
+from mmmoe.stages.routing_record import routing_record
 from mmmoe.stages.saver import StageSaver
 
 
 class StageObserver:
     """Adds up the micro-batches of a step over all processes and writes the line on the first.
 
-    The line has the loss by source, the balance by layer and the expert load by domain. The sums are taken by one
-    all-reduce a step: a few hundred numbers, whatever the batch.
+    The line has the loss by source, each auxiliary term by layer, the expert load by source, modality and layer, and
+    how undecided each layer's routers are. The sums are taken by one all-reduce a step: some hundred numbers, whatever
+    the batch.
     """
 
     def __init__(self, metrics: MetricsFile | None, sources: list[SourceSpec], saver: StageSaver) -> None:
@@ -28,14 +30,12 @@ class StageObserver:
 
         Args:
             metrics: The file to write; None on all processes but the first.
-            sources: The mixture's sources; load is split by the domain that the mixture gives each of them.
+            sources: The mixture's sources.
             saver: Writes the checkpoints.
         """
         self._metrics = metrics
         self._saver = saver
         self._sources = [source.name for source in sources]
-        self._domains = list(dict.fromkeys(source.domain for source in sources))
-        self._domain_S = torch.tensor([self._domains.index(source.domain) for source in sources])
         self._clear()
 
     def _clear(self) -> None:
@@ -44,9 +44,8 @@ class StageObserver:
         self._targets_S = torch.zeros(sources, dtype=torch.float64)
         self._samples = 0.0
         self._auxiliary: dict[str, Tensor] = {}
-        self._layers: tuple[str, ...] = ()
-        self._load: Tensor | None = None
-        self._entropy: Tensor | None = None
+        self._routing: RoutingStatistics | None = None
+        self._load = self._entropy = self._positions = torch.zeros(0, dtype=torch.float64)
 
     def should_save(self, step: int) -> bool:
         """Says whether a checkpoint is due."""
@@ -71,23 +70,23 @@ class StageObserver:
             self._add_routing(output.routing, batch)
 
     def _add_routing(self, routing: RoutingStatistics, batch: Batch) -> None:
-        self._layers = routing.layers
-        domain_B = self._domain_S[batch.source_B.cpu()]
-        load_BLE = routing.load_BLE.double().cpu()
-        if self._load is None:
-            self._load = torch.zeros(len(self._domains), *load_BLE.shape[1:], dtype=torch.float64)
-            self._entropy = torch.zeros(load_BLE.shape[1], dtype=torch.float64)
-        assert self._entropy is not None
-        self._load.index_add_(0, domain_B, load_BLE)
+        load_BLME = routing.load_BLME.double().cpu()
+        if self._routing is None:
+            self._load = torch.zeros(len(self._sources), *load_BLME.shape[1:], dtype=torch.float64)
+            self._entropy = torch.zeros(len(routing.sites), dtype=torch.float64)
+            self._positions = torch.zeros(1, dtype=torch.float64)
+        self._routing = routing
+        self._load.index_add_(0, batch.source_B.cpu(), load_BLME)
         self._entropy += routing.entropy_BL.double().sum(0).cpu()
+        self._positions += float(routing.positions_B.sum())
 
     def on_step(self, record: StepRecord) -> None:
         """Sums over processes, writes the line, starts the next step."""
         parts = [self._nll_S, self._targets_S, torch.tensor([self._samples], dtype=torch.float64)]
         names = sorted(self._auxiliary)
         parts += [self._auxiliary[name] for name in names]
-        if self._load is not None and self._entropy is not None:
-            parts += [self._load, self._entropy]
+        if self._routing is not None:
+            parts += [self._load, self._entropy, self._positions]
         flat = dist.sum_over_ranks(torch.cat([part.flatten() for part in parts]).tolist())
         summed = iter(torch.split(torch.tensor(flat, dtype=torch.float64), [part.numel() for part in parts]))
         if self._metrics is not None:
@@ -110,14 +109,7 @@ class StageObserver:
         }
         for name in names:
             line[name] = [float(x) / max(samples, 1.0) for x in next(summed)]
-        if self._load is not None:
-            load_DLE = next(summed).view(self._load.shape)
-            entropy_L = next(summed)
-            line["load"] = {
-                domain: {layer: load_LE.tolist() for layer, load_LE in zip(self._layers, rows, strict=True)}
-                for domain, rows in zip(self._domains, load_DLE, strict=True)
-                if rows.sum() > 0
-            }
-            tokens = float(load_DLE.sum()) / max(len(self._layers), 1)
-            line["entropy"] = [float(x) / max(tokens, 1.0) for x in entropy_L]
+        if self._routing is not None:
+            load_SLME = next(summed).view(self._load.shape)
+            line |= routing_record(self._routing, self._sources, load_SLME, next(summed), float(next(summed)))
         return line

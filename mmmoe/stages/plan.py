@@ -10,7 +10,8 @@ from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.counts import parameter_table
 from mmmoe.models.keys import canonical
-from mmmoe.models.spec import AdapterSpec, LoRASpec, ModelSpec, MoLESpec
+from mmmoe.models.lora.spec import AdapterSpec, ExpertsSpec, LoRASpec
+from mmmoe.models.spec import ModelSpec
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.preflight import problems
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -37,7 +38,7 @@ def print_plan(spec: RunSpec) -> None:
     console.print(_stage_table(spec))
     for stage in spec.stages:
         console.print(_parameter_table(spec, stage))
-        if any(isinstance(adapter, MoLESpec) for adapter in stage.adapters):
+        if any(isinstance(adapter, ExpertsSpec) for adapter in stage.adapters):
             console.print(_grid_table(spec.model, stage.adapters))
     for line in missing:
         console.print(f"[yellow]missing[/yellow] {line}", highlight=False, soft_wrap=True)
@@ -81,10 +82,13 @@ def with_size(adapters: list[AdapterSpec], experts: int, rank: int) -> list[Adap
     """Returns the same adapters with another number of experts and rank; one expert is plain LoRA, without a router."""
     out: list[AdapterSpec] = []
     for adapter in adapters:
-        if isinstance(adapter, MoLESpec) and experts == 1:
-            sites = [f"{site}.*_proj" for site in adapter.sites]
+        if isinstance(adapter, ExpertsSpec) and experts == 1:
+            is_linear = adapter.level == "linear"
+            sites = (
+                adapter.sites if is_linear else [f"{s}.{p}_proj" for s in adapter.sites for p in adapter.projections]
+            )
             out.append(LoRASpec(sites=sites, rank=rank, alpha=adapter.alpha, dropout=adapter.dropout))
-        elif isinstance(adapter, MoLESpec):
+        elif isinstance(adapter, ExpertsSpec):
             out.append(adapter.model_copy(update={"experts": experts, "rank": rank}))
         else:
             out.append(adapter.model_copy(update={"rank": rank}))

@@ -19,7 +19,8 @@ from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import build_language
-from mmmoe.models.spec import ConnectorSpec, MoLESpec, ScratchLanguage
+from mmmoe.models.lora.spec import ExpertsSpec
+from mmmoe.models.spec import ConnectorSpec, ScratchLanguage
 from mmmoe.models.towers.tower import Tower
 
 WORDS = "what colour is it red green blue light dark USER ASSISTANT : ?"
@@ -59,7 +60,7 @@ def model():
     }  # fmt: skip
     language = build_language(ScratchLanguage(config=config, tokenizer="none"))
     model = LlavaMole(Quadrants(), MLPConnector(ConnectorSpec(), 6, 32, 4), ImageBounds(32), language, 64)
-    model.add_adapters([MoLESpec(sites=["language.*.mlp"], experts=3, rank=2, alpha=4)])
+    model.add_adapters([ExpertsSpec(level="block", sites=["language.*.mlp"], experts=3, rank=2, alpha=4)])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "_EDR" in name or "router" in name:

@@ -14,9 +14,10 @@ from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
 from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.families.llava_mole import LlavaMole
-from mmmoe.models.lora.layer import MoLEFeedForward
-from mmmoe.models.lora.router import RoutingTape
-from mmmoe.models.spec import BalanceSpec, ConnectorSpec, LoRASpec, MoLESpec, RouterSpec
+from mmmoe.models.lora.block import ProjectionExperts
+from mmmoe.models.lora.spec import BalanceSpec, ExpertsSpec, LoRASpec, RouterSpec
+from mmmoe.models.lora.tape import RoutingTape
+from mmmoe.models.spec import ConnectorSpec
 from mmmoe.models.towers.tower import Tower
 
 
@@ -36,13 +37,14 @@ class GivenFeatures(Tower):
 def mole_spec(config, **changes):
     rule = "dense" if config["dense_moe"] else "top1"
     values = {
+        "level": "block",
         "sites": ["language.*.mlp"],
         "experts": config["experts"],
         "rank": config["rank"],
         "alpha": config["alpha"],
         "router": RouterSpec(selection=rule),
     }
-    return MoLESpec(**(values | changes))
+    return ExpertsSpec(**(values | changes))
 
 
 def stacked(tensors, prefix, experts):
@@ -60,8 +62,8 @@ def test_feed_forward(case, strategy):
     base = Block(config["hidden_size"], config["intermediate_size"]).requires_grad_(False)
     prefix = "original_module."
     base.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
-    tape = RoutingTape(["mlp"])
-    block = MoLEFeedForward(base, mole_spec(config), tape, 0)
+    tape = RoutingTape(["layers.0.mlp"])
+    block = ProjectionExperts(base, mole_spec(config), config["experts"], tape, 0)
     block.router.load_state_dict({n: weights[f"router.{n}"] for n in ("weight", "bias")})
     for name, experts in block.experts.items():
         experts.a_ERD.data, experts.b_EDR.data = stacked(weights, f"moe_{name}", config["experts"])
@@ -72,7 +74,7 @@ def test_feed_forward(case, strategy):
         y = block(x)
     case.check("output.y", y)
     case.check("output.router_prob", rows[0].probability_BTE)
-    case.check("output.expert_index", rows[0].index_BT)
+    case.check("output.expert_index", rows[0].index_BTK[..., 0])
     (y * case.tensors["cotangent.y"]).sum().backward()
     case.check("grad_input.x", x.grad)
     for name, experts in block.experts.items():
@@ -105,7 +107,7 @@ def build(case):
     model.add_adapters(
         [
             LoRASpec(sites=sites, rank=attention["rank"], alpha=attention["alpha"]),
-            mole_spec(config, balance=BalanceSpec(weight=config["balance_w"])),
+            mole_spec(config, balance=BalanceSpec(weight=config["balance_w"] / config["experts"])),
         ]
     )
     model.load_state_dict({official_to_ours(name): w for name, w in base_weights(weights).items()}, strict=False)
@@ -172,10 +174,11 @@ def test_model(case):
     total = output.loss(int(output.num_targets_B.sum()), len(ids))
     assert torch.equal(output.num_targets_B, tensors["output.loss_mask"].sum(1))
     case.check("output.text_loss", output.nll_B.sum() / output.num_targets_B.sum())
-    case.check("output.balance_loss", output.auxiliary["balance"].mean())
+    # Ours is 1 for even loads whatever the number of experts, theirs 1 / E.
+    case.check("output.balance_loss", output.auxiliary["balance"].mean() / config["experts"])
     case.check("output.total_loss", total)
     load = nn.functional.one_hot(tensors["output.expert_index"], config["experts"]) * real[None, :, :, None]
-    assert torch.equal(output.routing.load_BLE, load.sum(2).transpose(0, 1))
+    assert torch.equal(output.routing.load_BLME.sum(2), load.sum(2).transpose(0, 1))
     probability = (tensors["output.router_prob"] * real[None, :, :, None]).sum(2).transpose(0, 1)
     torch.testing.assert_close(output.routing.probability_BLE, probability, atol=1e-4, rtol=1e-5)
 

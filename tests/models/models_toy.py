@@ -10,7 +10,8 @@ from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import build_language
-from mmmoe.models.spec import BalanceSpec, ConnectorSpec, LoRASpec, MoLESpec, RouterSpec, ScratchLanguage
+from mmmoe.models.lora.spec import BalanceSpec, ExpertsSpec, LoRASpec, RouterSpec
+from mmmoe.models.spec import ConnectorSpec, ScratchLanguage
 from mmmoe.models.towers.tower import Tower
 
 CONFIG = {
@@ -53,10 +54,10 @@ def lora_spec(**changes):
 
 def mole_spec(*, selection="top1", balance="pooled", **changes):
     values = {
-        "sites": ["language.*.mlp"], "experts": 3, "rank": 4, "alpha": 8,
+        "level": "block", "sites": ["language.*.mlp"], "experts": 3, "rank": 4, "alpha": 8,
         "router": RouterSpec(selection=selection), "balance": BalanceSpec(kind=balance),
     }  # fmt: skip
-    return MoLESpec(**(values | changes))
+    return ExpertsSpec(**(values | changes))
 
 
 def randomise(model, seed=1):

@@ -12,9 +12,9 @@ from models_toy import lora_spec, mole_spec, randomise, toy_batch, toy_model, to
 
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.counts import parameter_table
+from mmmoe.models.lora.block import ProjectionExperts
 from mmmoe.models.lora.experts import LoRAExperts
 from mmmoe.models.lora.inject import eject
-from mmmoe.models.lora.layer import MoLEFeedForward
 from mmmoe.models.spec import ModelSpec
 
 STRATEGIES = ["masked", "permuted", "fused"]
@@ -34,7 +34,7 @@ def set_strategy(model, strategy):
 
 
 def blocks_of(model):
-    return [module for module in model.modules() if isinstance(module, MoLEFeedForward)]
+    return [module for module in model.modules() if isinstance(module, ProjectionExperts)]
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -53,9 +53,9 @@ def test_2_only_the_chosen_expert_contributes():
     model = toy_mole()
     block = blocks_of(model)[0]
     x = torch.randn(1, 20, 32)
-    with model.tape.recording() as rows:
+    with model.routed[0].tape.recording() as rows:
         y = block(x)
-    index = rows[0].index_BT[0]
+    index = rows[0].index_BTK[0, :, 0]
     assert len(index.unique()) > 1
     for expert in index.unique():
         with torch.no_grad():
@@ -80,13 +80,13 @@ def test_3_one_choice_a_block_and_one_router_a_layer():
     asked = []
     for stack in first.experts.values():
         stack.register_forward_hook(lambda module, args, output: asked.append(args[2].index_NK))
-    with model.tape.recording() as rows:
+    with model.routed[0].tape.recording() as rows:
         first(x), second(x)
     assert len(asked) == 3
     assert all(torch.equal(index, asked[0]) for index in asked)
     assert first.router.weight is not second.router.weight
-    assert not torch.equal(rows[0].index_BT, rows[1].index_BT)
-    assert torch.equal(rows[0].index_BT.view(-1, 1), asked[0])
+    assert not torch.equal(rows[0].index_BTK, rows[1].index_BTK)
+    assert torch.equal(rows[0].index_BTK.view(-1, 1), asked[0])
 
 
 def test_4_one_expert_is_plain_lora():
@@ -121,7 +121,7 @@ def test_6_equals_evaluating_every_expert_on_every_token(strategy):
     set_strategy(model, strategy)
     block = blocks_of(model)[1].double()
     x = torch.randn(2, 11, 32, dtype=torch.float64)
-    with model.tape.recording() as rows:
+    with model.routed[0].tape.recording() as rows:
         y = block(x)
 
     def every(expert):
@@ -132,7 +132,7 @@ def test_6_equals_evaluating_every_expert_on_every_token(strategy):
         return project("down", torch.nn.functional.silu(project("gate", x)) * project("up", x))
 
     chosen = torch.stack([every(e) for e in range(3)], dim=2)
-    index = rows[1].index_BT[:, :, None, None].expand(-1, -1, 1, 32)
+    index = rows[1].index_BTK[..., None].expand(-1, -1, 1, 32)
     torch.testing.assert_close(y, chosen.gather(2, index)[:, :, 0])
 
 
@@ -161,8 +161,8 @@ def test_8_padding_changes_nothing(balance, selection):
     torch.testing.assert_close(a.nll_B, b.nll_B, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(a.auxiliary["balance"], b.auxiliary["balance"])
     assert torch.equal(a.num_targets_B, b.num_targets_B)
-    assert torch.equal(a.routing.load_BLE, b.routing.load_BLE)
-    assert a.routing.load_BLE.sum((1, 2)).tolist() == [2 * (9 + 5), 2 * (12 + 5), 2 * 7]
+    assert torch.equal(a.routing.load_BLME, b.routing.load_BLME)
+    assert a.routing.load_BLME.sum((1, 2, 3)).tolist() == [2 * (9 + 5), 2 * (12 + 5), 2 * 7]
 
 
 @pytest.mark.parametrize(

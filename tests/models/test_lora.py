@@ -9,16 +9,17 @@ import torch
 from models_toy import lora_spec, mole_spec, toy_batch, toy_model, toy_mole
 
 from mmmoe.models.keys import canonical
-from mmmoe.models.lora.balance import balance_layers, balance_terms
+from mmmoe.models.lora.balance import RouterSums, balance_terms
+from mmmoe.models.lora.block import ProjectionExperts
 from mmmoe.models.lora.experts import LoRAExperts
-from mmmoe.models.lora.layer import LoRALinear, MoLEFeedForward
+from mmmoe.models.lora.layer import LoRALinear
 from mmmoe.models.lora.router import Router
-from mmmoe.models.spec import BalanceSpec, RouterSpec
+from mmmoe.models.lora.spec import BalanceSpec, LoRASpec, RouterSpec
 
 
 def test_fresh_experts_are_uniform_and_zero():
     torch.manual_seed(0)
-    experts = LoRAExperts(3, 64, 100, 20, alpha=32)
+    experts = LoRAExperts(3, 100, 20, LoRASpec(sites=["*"], rank=64, alpha=32))
     assert experts.scale == 0.5
     assert experts.a_ERD.abs().max() <= 0.1
     assert experts.a_ERD.abs().max() > 0.099
@@ -52,19 +53,18 @@ def test_dense_choice_is_every_expert_by_its_probability():
 def test_router_works_in_float32_under_lower_precision():
     router = Router(8, 4, RouterSpec()).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        probability = router(torch.randn(5, 8, dtype=torch.bfloat16))
-    assert probability.dtype == torch.float32
-    torch.testing.assert_close(probability.sum(-1), torch.ones(5))
+        logits = router(torch.randn(5, 8, dtype=torch.bfloat16))
+    assert logits.dtype == torch.float32
 
 
 def test_injection_changes_what_the_patterns_name_and_nothing_else():
     model = toy_model()
     before = dict(model.named_parameters())
     model.add_adapters([lora_spec(sites=["language.*.q_proj"]), mole_spec(sites=["language.model.layers.1.mlp"])])
-    found = {name for name, m in model.named_modules() if isinstance(m, LoRALinear | MoLEFeedForward)}
+    found = {name for name, m in model.named_modules() if isinstance(m, LoRALinear | ProjectionExperts)}
     layers = "language.model.layers"
     assert found == {f"{layers}.0.self_attn.q_proj", f"{layers}.1.self_attn.q_proj", f"{layers}.1.mlp"}
-    assert model.tape.layers == [f"{layers}.1.mlp"]
+    assert model.routed[0].tape.sites == [f"{layers}.1.mlp"]
     after = {canonical(name): p for name, p in model.named_parameters()}
     assert all(after[name] is parameter for name, parameter in before.items())
     assert all(".lora." in name or ".experts." in name or ".router." in name for name in set(after) - set(before))
@@ -74,42 +74,64 @@ def test_a_pattern_without_a_match_names_the_nearest():
     model = toy_model()
     with pytest.raises(ValueError, match=r"names no linear layer; the nearest are .*self_attn\.q_proj"):
         model.add_adapters([lora_spec(sites=["language.*.self_attn.query"])])
-    with pytest.raises(ValueError, match="names no SwiGLU block"):
+    with pytest.raises(ValueError, match="names no gated feed-forward block"):
         model.add_adapters([mole_spec(sites=["language.*.self_attn"])])
-    assert not any(isinstance(m, LoRALinear | MoLEFeedForward) for m in model.modules())
+    assert not any(isinstance(m, LoRALinear | ProjectionExperts) for m in model.modules())
 
 
 def test_a_site_takes_one_adapter():
     model = toy_mole()
     with pytest.raises(ValueError, match="carries an adapter already"):
         model.add_adapters([lora_spec()])
-    with pytest.raises(ValueError, match="routed experts already"):
+    with pytest.raises(ValueError, match="carries an adapter already"):
         model.add_adapters([mole_spec()])
 
 
+def sums(probability_BLE, load_BLE, valid_B):
+    """Returns the sums of each of L routers."""
+    pairs = zip(probability_BLE.unbind(1), load_BLE.unbind(1), strict=True)
+    return [RouterSums(p_BE, load_BE, torch.zeros(len(valid_B)), valid_B) for p_BE, load_BE in pairs]
+
+
 @pytest.mark.parametrize("kind", ["pooled", "per_layer"])
-def test_balance_of_even_and_of_collapsed_routing(kind):
-    spec, valid = BalanceSpec(kind=kind), torch.tensor([12, 6])
+@pytest.mark.parametrize("over", ["sample", "micro_batch"])
+def test_balance_of_even_and_of_collapsed_routing(kind, over):
+    spec, valid = BalanceSpec(kind=kind, over=over), torch.tensor([12, 6])
     even = torch.tensor([12.0, 6.0])[:, None, None].expand(2, 5, 3) / 3
-    torch.testing.assert_close(balance_terms(even, even, valid, spec), torch.full((2,), 1 / 3))
+    torch.testing.assert_close(balance_terms(sums(even, even, valid), spec)[0], torch.ones(2))
     collapsed = torch.zeros(2, 5, 3)
     collapsed[..., 1] = valid[:, None]
-    torch.testing.assert_close(balance_terms(collapsed, collapsed, valid, spec), torch.ones(2))
+    torch.testing.assert_close(balance_terms(sums(collapsed, collapsed, valid), spec)[0], torch.full((2,), 3.0))
+
+
+def test_two_of_eight_experts_with_half_the_probability_each_give_four():
+    load = torch.zeros(1, 1, 8)
+    load[..., 2:4] = 10.0
+    term, _ = balance_terms(sums(load / 2, load, torch.tensor([10])), BalanceSpec(kind="per_layer"))
+    assert term.tolist() == [4.0]
 
 
 def test_pooling_lets_layers_make_up_for_one_another():
     load = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])
-    valid = torch.tensor([4])
-    assert balance_terms(load, load, valid, BalanceSpec(kind="pooled")).item() == 0.5
-    assert balance_terms(load, load, valid, BalanceSpec(kind="per_layer")).item() == 1.0
-    assert balance_layers(load, load, valid).tolist() == [[1.0, 1.0]]
+    layers = sums(load, load, torch.tensor([4]))
+    assert balance_terms(layers, BalanceSpec(kind="pooled"))[0].item() == 1.0
+    by_mean, by_layer = balance_terms(layers, BalanceSpec(kind="per_layer"))
+    assert by_mean.item() == 2.0
+    assert by_layer.tolist() == [[2.0, 2.0]]
+
+
+def test_over_the_micro_batch_samples_make_up_for_one_another():
+    load = torch.tensor([[[4.0, 0.0]], [[0.0, 4.0]]])
+    layers = sums(load, load, torch.tensor([4, 4]))
+    assert balance_terms(layers, BalanceSpec(over="sample"))[0].tolist() == [2.0, 2.0]
+    assert balance_terms(layers, BalanceSpec(over="micro_batch"))[0].tolist() == [1.0, 1.0]
 
 
 def test_balance_none_gives_no_term_and_still_tells_the_load():
-    output = toy_mole(balance="none")(**toy_batch())
+    output = toy_mole(balance="none", selection="top1_gated")(**toy_batch())
     assert output.auxiliary == {}
     assert output.weights == {}
-    assert int(output.routing.load_BLE.sum()) == 2 * (14 + 17 + 7)
+    assert int(output.routing.load_BLME.sum()) == 2 * (14 + 17 + 7)
 
 
 def test_dropout_acts_in_training_only():

@@ -90,7 +90,15 @@ def configuration(folder: Path) -> dict:
     template = {"kind": "vicuna_v1", "system": ""}
     adapters = [
         {"kind": "lora", "sites": ["language.*.self_attn.[qkvo]_proj"], "rank": 2, "alpha": 4, "dropout": 0.1},
-        {"kind": "mole", "sites": ["language.*.mlp"], "experts": 3, "rank": 2, "alpha": 4, "dropout": 0.1},
+        {
+            "kind": "experts",
+            "level": "block",
+            "sites": ["language.*.mlp"],
+            "experts": 3,
+            "rank": 2,
+            "alpha": 4,
+            "dropout": 0.1,
+        },
     ]
     trains = ["*.lora.*", "*.experts.*", "*.router.*", "connector.*", "bounds.*"]
     return {

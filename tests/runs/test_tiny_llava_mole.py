@@ -73,8 +73,11 @@ def test_metrics_tell_source_balance_and_load(run):
     row = json.loads((run / "stages/mole/metrics.jsonl").read_text().splitlines()[-1])
     assert set(row["losses"]) == {"shapes", "colours"}
     assert len(row["balance"]) == 2
-    layers = row["load"]["shapes"]
-    assert all(len(load) == 3 for load in layers.values())
+    by_modality = row["load"]["shapes"]
+    assert set(by_modality) == {"text", "image"}
+    assert all(set(layers) == {"0", "1"} for layers in by_modality.values())
+    assert all(len(load) == 3 for layers in by_modality.values() for load in layers.values())
+    assert all(0.0 <= share <= 1.0 for share in row["entropy"])
     assert row["samples"] == 8
 
 

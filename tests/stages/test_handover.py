@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmmoe.config.load import load
-from mmmoe.models.spec import LoRASpec
+from mmmoe.models.lora.spec import LoRASpec
 from mmmoe.paths import project_root
 from mmmoe.stages.handover import Heritage, adapters_in, build_stage_model
 from mmmoe.stages.spec import RunSpec
@@ -28,7 +28,7 @@ def test_a_stage_holds_its_ancestors_adapters_first(run):
     assert kinds == [
         ("lora", "language.lm_head"),
         ("lora", "language.*.self_attn.[qkvo]_proj"),
-        ("mole", "language.*.mlp"),
+        ("experts", "language.*.mlp"),
     ]
     assert adapters_in(run, run.stages[0]) == []
 

@@ -25,7 +25,8 @@ from mmmoe.kernels.library import register
 from mmmoe.kernels.order import MOST_EXPERTS, order_by_expert
 from mmmoe.kernels.places import check_range, check_rows
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 CODES = {"silu": 0, "gelu_tanh": 1}
 
 
@@ -54,7 +55,8 @@ def lora_ffn(
     gate_NK: Tensor,
     *,
     scale: float,
-    activation: str = "silu",
+    activation: str | Activation = "silu",
+    dropout: float = 0.0,
 ) -> Tensor:
     """Returns sum over k of gate[n, k] * FFN(x[n]; W + scale * B_e A_e) with e = index[n, k] (arXiv 2404.15159).
 
@@ -67,18 +69,21 @@ def lora_ffn(
         index_NK: experts of each token, int64.
         gate_NK: their weights. The frozen block's share is their sum, so gates that add up to 1 leave it as it is.
         scale: alpha / rank.
-        activation: `silu` or `gelu_tanh`.
+        activation: `silu` or `gelu_tanh`; any function of the gate's output runs too, without the kernels.
+        dropout: of the experts' inputs (not the frozen block's), drawn anew for each choice and projection; it runs
+            without the kernels.
 
     Raises:
         ValueError: Shapes, types or devices that do not fit, an unknown activation, on a CPU an expert out of range.
     """
     _check(x_ND, frozen, gate, up, down, index_NK, gate_NK, activation)
     factors = (*gate, *up, *down)
-    if x_ND.device.type == "cpu" and can_fuse(x_ND):
+    if x_ND.device.type == "cpu" and can_fuse(x_ND) and isinstance(activation, str) and dropout == 0.0:
         weights = (weight.detach() for weight in frozen)
         y_ND: Tensor = _lora_ffn(x_ND, *weights, *factors, index_NK, gate_NK, scale, CODES[activation])[0]
         return y_ND
-    return _put_together(x_ND, frozen, gate, up, down, index_NK, gate_NK, scale, ACTIVATIONS[activation])
+    act = ACTIVATIONS[activation] if isinstance(activation, str) else activation
+    return _put_together(x_ND, frozen, gate, up, down, index_NK, gate_NK, scale, act, dropout)
 
 
 def _put_together(
@@ -90,17 +95,18 @@ def _put_together(
     index_NK: Tensor,
     gate_NK: Tensor,
     scale: float,
-    act: Callable[[Tensor], Tensor],
+    act: Activation,
+    dropout: float,
 ) -> Tensor:
     """Returns the same, choice by choice; still one frozen product a token, but the hidden rows are kept."""
     gate_NF, up_NF = F.linear(x_ND, frozen.gate_FD.detach()), F.linear(x_ND, frozen.up_FD.detach())
     sum_NF, y_ND = torch.zeros_like(gate_NF), torch.zeros_like(x_ND)
     for k in range(index_NK.shape[1]):
         index_N1, gate_N1 = index_NK[:, k : k + 1], gate_NK[:, k : k + 1].to(x_ND.dtype)
-        h_NF = act(grouped_lora(gate_NF, x_ND, *gate, index_N1, scale=scale))
-        h_NF = h_NF * grouped_lora(up_NF, x_ND, *up, index_N1, scale=scale)
+        h_NF = act(grouped_lora(gate_NF, F.dropout(x_ND, dropout), *gate, index_N1, scale=scale))
+        h_NF = h_NF * grouped_lora(up_NF, F.dropout(x_ND, dropout), *up, index_N1, scale=scale)
         sum_NF = sum_NF + gate_N1 * h_NF
-        y_ND = grouped_lora(y_ND, h_NF, *down, index_N1, gate_N1, scale=scale)
+        y_ND = grouped_lora(y_ND, F.dropout(h_NF, dropout), *down, index_N1, gate_N1, scale=scale)
     return y_ND + F.linear(sum_NF, frozen.down_DF.detach())
 
 
@@ -112,9 +118,9 @@ def _check(
     down: Factors,
     index_NK: Tensor,
     gate_NK: Tensor,
-    activation: str,
+    activation: str | Activation,
 ) -> None:
-    if activation not in ACTIVATIONS:
+    if isinstance(activation, str) and activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; give one of {', '.join(ACTIVATIONS)}")
     pairs = {"gate": gate, "up": up, "down": down}
     named = {f"{name}.{part}": getattr(pair, part) for name, pair in pairs.items() for part in ("a", "b")}

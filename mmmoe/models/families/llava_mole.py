@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.generation import greedy
-from mmmoe.models.lora.balance import balance_layers, balance_terms, masked_sums, routing_statistics, stack_rows
 from mmmoe.models.lora.inject import inject
-from mmmoe.models.lora.router import RoutingRow, RoutingTape
-from mmmoe.models.output import ModelOutput, RoutingStatistics
-from mmmoe.models.spec import AdapterSpec, BalanceSpec, MoLESpec
+from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing
+from mmmoe.models.lora.spec import AdapterSpec, ExpertsSpec
+from mmmoe.models.output import ModelOutput
 from mmmoe.models.splice import Splice, splice
 from mmmoe.models.targets import target_nll
 from mmmoe.models.towers.tower import Tower
+
+MODALITIES = ("text", "image")
 
 
 class LlavaMole(nn.Module):
@@ -32,8 +33,7 @@ class LlavaMole(nn.Module):
         self.language: Any = language
         self.max_positions = max_positions
         self.adapters: list[AdapterSpec] = []
-        self.balance = BalanceSpec(kind="none")
-        self.tape: RoutingTape | None = None
+        self.routed: list[Routed] = []
 
     @property
     def device(self) -> torch.device:
@@ -44,11 +44,10 @@ class LlavaMole(nn.Module):
     def add_adapters(self, specs: list[AdapterSpec]) -> None:
         """Puts adapters in; what is there already stays."""
         for spec in specs:
-            if isinstance(spec, MoLESpec) and self.tape is not None:
-                raise ValueError("the model has routed experts already; give one mole adapter all its sites")
             tape = inject(self, spec)
-            if isinstance(spec, MoLESpec):
-                self.tape, self.balance = tape, spec.balance
+            if isinstance(spec, ExpertsSpec):
+                assert tape is not None
+                self.routed.append(Routed(spec, tape))
             self.adapters.append(spec)
 
     def gradient_checkpointing(self, enabled: bool) -> None:
@@ -85,16 +84,14 @@ class LlavaMole(nn.Module):
             attention_mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
             labels_BT = None
         spliced = self._splice(input_ids_BT, attention_mask_BT, labels_BT, pixels_ICHW, features_IPC)
-        if self.tape is None:
-            hidden_BTD, rows = self._decode(spliced), {}
-        else:
-            with self.tape.recording() as rows:
-                hidden_BTD = self._decode(spliced)
+        with recording(self.routed, spliced.prompt()) as rows:
+            hidden_BTD = self._decode(spliced)
         nll_B, num_targets_B = target_nll(hidden_BTD, spliced.labels_BT, self.language.get_output_embeddings())
         output = ModelOutput(nll_B, num_targets_B)
-        if self.tape is not None:
-            output = self._with_routing(output, self.tape, rows, spliced.mask_BT)
-        return output if num_samples else _without_samples(output)
+        if self.routed:
+            positions = Positions(spliced.mask_BT, spliced.is_image_BT.long(), MODALITIES)
+            output = with_routing(output, self.routed, rows, positions)
+        return output.cut(num_samples)
 
     @torch.no_grad()
     def logits(
@@ -106,7 +103,8 @@ class LlavaMole(nn.Module):
     ) -> Tensor:
         """Returns the logits (B, T, V) of every spliced position."""
         spliced = self._splice(input_ids_BT, attention_mask_BT, None, pixels_ICHW, features_IPC)
-        logits_BTV: Tensor = self.language.get_output_embeddings()(self._decode(spliced))
+        with recording(self.routed, spliced.prompt()):
+            logits_BTV: Tensor = self.language.get_output_embeddings()(self._decode(spliced))
         return logits_BTV
 
     @torch.no_grad()
@@ -131,7 +129,8 @@ class LlavaMole(nn.Module):
                     f"a prompt of {spliced.mask_BT.shape[1]} positions is longer than the model's "
                     f"{self.max_positions}; shorten it or raise max_positions"
                 )
-            return greedy(self.language, spliced, max_new_tokens, eos_id, pad_id)
+            with holding(self.routed, spliced.prompt()):
+                return greedy(self.language, spliced, max_new_tokens, eos_id, pad_id)
         finally:
             self.train(was_training)
 
@@ -173,28 +172,3 @@ class LlavaMole(nn.Module):
         )
         hidden_BTD: Tensor = result.last_hidden_state
         return hidden_BTD
-
-    def _with_routing(
-        self, output: ModelOutput, tape: RoutingTape, rows: dict[int, RoutingRow], mask_BT: Tensor
-    ) -> ModelOutput:
-        probability_LBTE, choice_LBTE = stack_rows(rows)
-        probability_BLE, load_BLE = masked_sums(probability_LBTE, choice_LBTE, mask_BT)
-        auxiliary, layers, weights = {}, {}, {}
-        if self.balance.kind != "none":
-            sums = (probability_BLE, load_BLE, mask_BT.sum(1))
-            auxiliary["balance"] = balance_terms(*sums, self.balance)
-            layers["balance"] = balance_layers(*sums).detach()
-            weights["balance"] = self.balance.weight
-        routing = routing_statistics(tape.layers, probability_LBTE, probability_BLE, load_BLE, mask_BT)
-        return ModelOutput(output.nll_B, output.num_targets_B, auxiliary, layers, weights, routing)
-
-
-def _without_samples(output: ModelOutput) -> ModelOutput:
-    """Returns the output of a batch of no samples, still connected to every parameter."""
-    auxiliary = {name: term_B[:0] for name, term_B in output.auxiliary.items()}
-    layers = {name: term_BL[:0] for name, term_BL in output.auxiliary_layers.items()}
-    routing = output.routing
-    if routing is not None:
-        load_BLE, probability_BLE, entropy_BL = routing.load_BLE, routing.probability_BLE, routing.entropy_BL
-        routing = RoutingStatistics(routing.layers, load_BLE[:0], probability_BLE[:0], entropy_BL[:0])
-    return ModelOutput(output.nll_B[:0], output.num_targets_B[:0], auxiliary, layers, output.weights, routing)

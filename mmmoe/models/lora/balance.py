@@ -1,69 +1,69 @@
-"""The loss that keeps expert loads alike, per sample: sum over experts of mean probability times mean choice."""
+"""The losses that keep routers useful: even loads and small logits, by one convention for all methods."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmmoe.models.lora.router import RoutingRow
-from mmmoe.models.output import RoutingStatistics
-from mmmoe.models.spec import BalanceSpec
+from mmmoe.models.lora.spec import BalanceSpec
 
 
-def stack_rows(rows: Mapping[int, RoutingRow]) -> tuple[Tensor, Tensor]:
-    """Returns probabilities (L, B, T, E) with graph and one-hot choices of the same shape, in block order."""
-    ordered = [rows[layer] for layer in sorted(rows)]
-    probability_LBTE = torch.stack([row.probability_BTE for row in ordered])
-    index_LBT = torch.stack([row.index_BT for row in ordered])
-    return probability_LBTE, F.one_hot(index_LBT, probability_LBTE.shape[-1])
+@dataclass(frozen=True)
+class RouterSums:
+    """What one router did, summed over the positions that count."""
+
+    probability_BE: Tensor
+    """Softmax over all experts, with graph."""
+    load_BE: Tensor
+    """Choices of each expert."""
+    squared_B: Tensor
+    """Squared logsumexp of the logits, with graph."""
+    rows_B: Tensor
+    """Positions; 1 for a router that decides once a sample."""
+
+    def over(self, spec: BalanceSpec) -> RouterSums:
+        """Returns the sums that a term of each sample is made of: its own, or those of all samples together."""
+        if spec.over == "sample":
+            return self
+        parts = (self.probability_BE, self.load_BE, self.squared_B, self.rows_B)
+        return RouterSums(*(part.sum(0, keepdim=True).expand_as(part) for part in parts))
+
+    @classmethod
+    def together(cls, sums: Sequence[RouterSums]) -> RouterSums:
+        """Returns the sums of several routers with as many experts each."""
+        fields = ("probability_BE", "load_BE", "squared_B", "rows_B")
+        return cls(*(torch.stack([getattr(one, name) for one in sums]).sum(0) for name in fields))
 
 
-def balance_terms(probability_BLE: Tensor, load_BLE: Tensor, valid_B: Tensor, spec: BalanceSpec) -> Tensor:
-    """Returns the balance term of each sample (B,).
+def balance_term(sums: RouterSums) -> Tensor:
+    """Returns E sum_e f_e P_e of each sample (B,).
 
-    Uniform probabilities and equal loads give 1 / E, one expert taking everything with probability 1 gives 1. The
-    gradient flows through the probabilities only.
-
-    Args:
-        probability_BLE: sums over valid positions, with graph.
-        load_BLE: counts over valid positions.
-        valid_B: number of valid positions of each sample.
-        spec: pooled takes the means over the rows of all layers together, as the released code does; per_layer takes
-            one term a layer and averages.
+    Even probabilities and loads give 1, all positions on the same k experts with probability 1 / k each E / k. The
+    gradient flows through the probabilities only. (Switch Transformer, arXiv 2101.03961, equation 4, which MoLA,
+    MixLoRA and LLaVA-MoLE take up with other factors: see `BalanceSpec`.)
     """
-    if spec.kind == "per_layer":
-        return balance_layers(probability_BLE, load_BLE, valid_B).mean(dim=1)
-    rows_B1 = (valid_B * probability_BLE.shape[1]).clamp(min=1).unsqueeze(1)
-    return ((probability_BLE.sum(1) / rows_B1) * (load_BLE.sum(1) / rows_B1)).sum(dim=-1)
+    mean_BE = sums.probability_BE / sums.rows_B.clamp(min=1)[:, None]
+    share_BE = sums.load_BE / sums.load_BE.sum(1, keepdim=True).clamp(min=1)
+    return (mean_BE * share_BE).sum(1) * mean_BE.shape[1]
 
 
-def balance_layers(probability_BLE: Tensor, load_BLE: Tensor, valid_B: Tensor) -> Tensor:
-    """Returns the balance term of each sample and layer (B, L)."""
-    rows_B11 = valid_B.clamp(min=1).view(-1, 1, 1)
-    return ((probability_BLE / rows_B11) * (load_BLE / rows_B11)).sum(dim=-1)
+def z_term(sums: RouterSums) -> Tensor:
+    """Returns the mean squared logsumexp of each sample (B,) (ST-MoE, arXiv 2202.08906, equation 5)."""
+    return sums.squared_B / sums.rows_B.clamp(min=1)
 
 
-def masked_sums(probability_LBTE: Tensor, choice_LBTE: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (B, L, E) sums of probability and of choices over the positions of the mask."""
-    weight_BT = mask_BT.to(probability_LBTE.dtype)
-    probability_BLE = torch.einsum("lbte,bt->ble", probability_LBTE, weight_BT)
-    load_BLE = (choice_LBTE * mask_BT[None, :, :, None]).sum(dim=2).transpose(0, 1)
-    return probability_BLE, load_BLE
+def balance_terms(layers: Sequence[RouterSums], spec: BalanceSpec) -> tuple[Tensor, Tensor]:
+    """Returns the balance term of each sample (B,) and of each sample and layer (B, G), from the sums of G layers."""
+    by_layer_BG = torch.stack([balance_term(sums.over(spec)) for sums in layers], dim=1)
+    if spec.kind == "pooled":
+        return balance_term(RouterSums.together(layers).over(spec)), by_layer_BG
+    return by_layer_BG.mean(dim=1), by_layer_BG
 
 
-@torch.no_grad()
-def routing_statistics(
-    layers: list[str], probability_LBTE: Tensor, probability_BLE: Tensor, load_BLE: Tensor, mask_BT: Tensor
-) -> RoutingStatistics:
-    """Returns what the routers did, detached."""
-    p_LBTE = probability_LBTE.detach()
-    entropy_LBT = -(p_LBTE * p_LBTE.clamp(min=torch.finfo(p_LBTE.dtype).tiny).log()).sum(dim=-1)
-    return RoutingStatistics(
-        layers=tuple(layers),
-        load_BLE=load_BLE.detach(),
-        probability_BLE=probability_BLE.detach(),
-        entropy_BL=torch.einsum("lbt,bt->bl", entropy_LBT, mask_BT.to(entropy_LBT.dtype)),
-    )
+def z_terms(layers: Sequence[RouterSums], spec: BalanceSpec) -> tuple[Tensor, Tensor]:
+    """Returns the z-loss of each sample (B,), averaged over layers, and of each sample and layer (B, G)."""
+    by_layer_BG = torch.stack([z_term(sums.over(spec)) for sums in layers], dim=1)
+    return by_layer_BG.mean(dim=1), by_layer_BG

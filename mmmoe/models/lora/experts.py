@@ -11,21 +11,21 @@ from torch.nn import functional as F
 from mmmoe.kernels.grouped_lora.cost import Strategy
 from mmmoe.kernels.grouped_lora.op import grouped_lora
 from mmmoe.models.lora.router import Choice
+from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
 
 
 class LoRAExperts(nn.Module):
-    """Adds scale * sum_k g_k B_e A_e dropout(x) to a frozen layer's output; scale = alpha / rank.
+    """Adds scale * sum_k g_k B_e A_e dropout(x) to a frozen layer's output.
 
     A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B starts at zero, so a fresh stack changes nothing. Every expert takes
     part in the graph of every forward, chosen or not, so no parameter is ever left without a gradient.
     """
 
-    def __init__(
-        self, experts: int, rank: int, in_features: int, out_features: int, *, alpha: float, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, experts: int, in_features: int, out_features: int, spec: LoRASpec | ExpertsSpec) -> None:
         super().__init__()
-        self.scale = alpha / rank
-        self.dropout = dropout
+        rank = spec.rank
+        self.scale = spec.alpha / (math.sqrt(rank) if spec.rslora else rank)
+        self.dropout = spec.dropout
         self.strategy: Strategy = "auto"
         self.a_ERD = nn.Parameter(torch.empty(experts, rank, in_features, dtype=torch.float32))
         self.b_EDR = nn.Parameter(torch.empty(experts, out_features, rank, dtype=torch.float32))

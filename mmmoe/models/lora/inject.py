@@ -7,34 +7,42 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from mmmoe.models.lora.layer import LoRALinear, MoLEFeedForward
-from mmmoe.models.lora.router import RoutingTape
-from mmmoe.models.spec import LoRASpec, MoLESpec
+from mmmoe.models.lora.allocation import experts_by_site
+from mmmoe.models.lora.block import BlockExperts, ProjectionExperts, RoutedBlock, is_gated
+from mmmoe.models.lora.layer import LoRALinear, RoutedLinear
+from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
+from mmmoe.models.lora.tape import RoutingTape
 
-Adapted = LoRALinear | MoLEFeedForward
+Adapted = LoRALinear | RoutedLinear | RoutedBlock
+ROUTED: dict[str, type[RoutedLinear] | type[RoutedBlock]] = {
+    "linear": RoutedLinear,
+    "block": ProjectionExperts,
+    "ffn": BlockExperts,
+}
 
 
-def inject(model: nn.Module, spec: LoRASpec | MoLESpec) -> RoutingTape | None:
+def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> RoutingTape | None:
     """Swaps the modules that the spec's patterns name for adapted ones; all are found before one is swapped.
 
     Returns:
-        The tape that the routed blocks write on, or None for plain LoRA.
+        The tape that the routed layers write on, or None for plain LoRA.
 
     Raises:
-        ValueError: if a pattern names no module that can be adapted.
+        ValueError: if a pattern names no module that can be adapted, or the allocation does not fit the layers.
     """
     sites = _sites(model, spec)
     if isinstance(spec, LoRASpec):
-        for name, module in sites.items():
-            assert isinstance(module, nn.Linear)
-            _swap(model, name, LoRALinear(module, spec).to(module.weight.device))
+        for name, linear in sites.items():
+            assert isinstance(linear, nn.Linear)
+            _swap(model, name, LoRALinear(linear, spec).to(linear.weight.device))
         return None
+    counts = experts_by_site(spec, list(sites))
     tape = RoutingTape(list(sites))
-    for layer, (name, module) in enumerate(sites.items()):
-        block = MoLEFeedForward(module, spec, tape, layer)
-        for part in (block.experts, block.router):
-            part.to(next(module.parameters()).device)
-        _swap(model, name, block)
+    layers = [ROUTED[spec.level](module, spec, counts[name], tape, n) for n, (name, module) in enumerate(sites.items())]  # type: ignore[arg-type]  # _sites gives what the level takes
+    for name, layer in zip(sites, layers, strict=True):
+        for part in (layer.experts, layer.router):
+            part.to(next(layer.base.parameters()).device)
+        _swap(model, name, layer)
     return tape
 
 
@@ -46,7 +54,7 @@ def eject(model: nn.Module) -> int:
     return len(adapted)
 
 
-def _sites(model: nn.Module, spec: LoRASpec | MoLESpec) -> dict[str, nn.Module]:
+def _sites(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
     inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Adapted))
     fitting = {name: m for name, m in modules.items() if _fits(m, spec) and not name.startswith(inside)}
@@ -55,18 +63,19 @@ def _sites(model: nn.Module, spec: LoRASpec | MoLESpec) -> dict[str, nn.Module]:
             continue
         if any(fnmatchcase(name, pattern) and isinstance(m, Adapted) for name, m in modules.items()):
             raise ValueError(f"adapter site {pattern!r} carries an adapter already; a stage adds each site once")
-        kind = "linear layer" if isinstance(spec, LoRASpec) else "SwiGLU block"
+        kind = "linear layer" if _wants_linear(spec) else "gated feed-forward block"
         raise ValueError(
             f"adapter site {pattern!r} names no {kind}; the nearest are {_nearest(pattern, list(fitting))}"
         )
     return {name: m for name, m in fitting.items() if any(fnmatchcase(name, pattern) for pattern in spec.sites)}
 
 
-def _fits(module: nn.Module, spec: LoRASpec | MoLESpec) -> bool:
-    if isinstance(spec, LoRASpec):
-        return isinstance(module, nn.Linear)
-    projections = (getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down"))
-    return hasattr(module, "act_fn") and all(isinstance(linear, nn.Linear) for linear in projections)
+def _wants_linear(spec: LoRASpec | ExpertsSpec) -> bool:
+    return isinstance(spec, LoRASpec) or spec.level == "linear"
+
+
+def _fits(module: nn.Module, spec: LoRASpec | ExpertsSpec) -> bool:
+    return isinstance(module, nn.Linear) if _wants_linear(spec) else is_gated(module)
 
 
 def _nearest(pattern: str, names: list[str]) -> list[str]:

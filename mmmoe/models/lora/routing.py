@@ -1,0 +1,142 @@
+"""From what routers wrote on their tapes to loss terms and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmmoe.models.lora.balance import RouterSums, balance_terms, z_terms
+from mmmoe.models.lora.spec import ExpertsSpec
+from mmmoe.models.lora.tape import RoutingRow, RoutingTape
+from mmmoe.models.output import ModelOutput, RoutingStatistics
+
+Rows = Mapping[int, RoutingRow]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """One adapter with routers, and their tape."""
+
+    spec: ExpertsSpec
+    tape: RoutingTape
+
+
+@contextmanager
+def recording(routed: list[Routed], prompt_BT: Tensor) -> Iterator[list[Rows]]:
+    """Gives what the routers of each adapter do in the forward that runs inside; see `RoutingTape.recording`."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(one.tape.recording(prompt_BT)) for one in routed]
+
+
+@contextmanager
+def holding(routed: list[Routed], prompt_BT: Tensor) -> Iterator[None]:
+    """Keeps decisions once a sample while an answer is written; see `RoutingTape.holding`."""
+    with ExitStack() as stack:
+        for one in routed:
+            stack.enter_context(one.tape.holding(prompt_BT))
+        yield
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which positions of a batch count, and of what kind they are."""
+
+    mask_BT: Tensor
+    """True at real positions."""
+    modality_BT: Tensor
+    """Number of each position's modality, int64."""
+    modalities: tuple[str, ...]
+
+    def loads(self, index_BTK: Tensor, num_experts: int) -> Tensor:
+        """Returns how often each expert was chosen, per sample and modality (B, M, E) int64."""
+        batch, length, chosen = index_BTK.shape
+        kinds = len(self.modalities)
+        sample_B11 = torch.arange(batch, device=index_BTK.device).view(-1, 1, 1)
+        place_BTK = (sample_B11 * kinds + self.modality_BT[:, :, None]) * num_experts + index_BTK
+        counted_BTK = self.mask_BT[:, :, None].expand(batch, length, chosen).long()
+        load = counted_BTK.new_zeros(batch * kinds * num_experts)
+        return load.scatter_add_(0, place_BTK.reshape(-1), counted_BTK.reshape(-1)).view(batch, kinds, num_experts)
+
+
+def with_routing(
+    output: ModelOutput, routed: list[Routed], rows_by_adapter: list[Rows], positions: Positions
+) -> ModelOutput:
+    """Returns the output with each adapter's loss terms and the statistics of all routers.
+
+    The terms of the first adapter are called balance and z; those of a second one balance_2 and z_2.
+    """
+    auxiliary, layers, weights = dict(output.auxiliary), dict(output.auxiliary_layers), dict(output.weights)
+    for number, (one, rows) in enumerate(zip(routed, rows_by_adapter, strict=True), 1):
+        suffix = "" if number == 1 else f"_{number}"
+        balance = one.spec.balance
+        sums = [
+            RouterSums.together([_sums(rows[site], positions) for site in sites]) for sites in one.tape.layers.values()
+        ]
+        if balance.kind != "none":
+            name = f"balance{suffix}"
+            auxiliary[name], layers[name] = balance_terms(sums, balance)
+            weights[name] = balance.weight
+        if balance.z_weight > 0:
+            name = f"z{suffix}"
+            auxiliary[name], layers[name] = z_terms(sums, balance)
+            weights[name] = balance.z_weight
+    layers = {name: term.detach() for name, term in layers.items()}
+    routing = _statistics(routed, rows_by_adapter, positions)
+    return ModelOutput(output.nll_B, output.num_targets_B, auxiliary, layers, weights, routing)
+
+
+def _sums(row: RoutingRow, positions: Positions) -> RouterSums:
+    mask_BT = positions.mask_BT
+    num_experts = row.probability_BTE.shape[-1]
+    load_BE = positions.loads(row.index_BTK, num_experts).sum(1)
+    if row.probability_BTE.shape[1] != mask_BT.shape[1]:  # one decision a sample
+        mask_BT = mask_BT.any(1, keepdim=True)
+        load_BE = load_BE.clamp(max=1)
+    weight_BT = mask_BT.to(row.probability_BTE.dtype)
+    return RouterSums(
+        torch.einsum("bte,bt->be", row.probability_BTE, weight_BT),
+        load_BE,
+        torch.einsum("bt,bt->b", row.logits_BTE.logsumexp(-1).square(), weight_BT),
+        mask_BT.sum(1),
+    )
+
+
+@torch.no_grad()
+def _statistics(routed: list[Routed], rows_by_adapter: list[Rows], positions: Positions) -> RoutingStatistics:
+    sites, layers, rows = list[str](), list[int](), list[RoutingRow]()
+    for one, found in zip(routed, rows_by_adapter, strict=True):
+        sites += one.tape.sites
+        number_of = {site: layer for layer, places in one.tape.layers.items() for site in places}
+        layers += [number_of[place] for place in range(len(one.tape.sites))]
+        rows += [found[place] for place in range(len(one.tape.sites))]
+    counts = [row.probability_BTE.shape[-1] for row in rows]
+    widest = max(counts)
+
+    def padded(parts: list[Tensor]) -> Tensor:
+        return torch.stack([F.pad(part, (0, widest - part.shape[-1])) for part in parts], dim=1)
+
+    return RoutingStatistics(
+        sites=tuple(sites),
+        layers=tuple(layers),
+        num_experts=tuple(counts),
+        modalities=positions.modalities,
+        load_BLME=padded([positions.loads(row.index_BTK, count) for row, count in zip(rows, counts, strict=True)]),
+        probability_BLE=padded([_summed(row.probability_BTE, positions.mask_BT) for row in rows]),
+        entropy_BL=torch.cat([_summed(_entropy(row)[..., None], positions.mask_BT) for row in rows], dim=1),
+        positions_B=positions.mask_BT.sum(1),
+    )
+
+
+def _summed(values_BTX: Tensor, mask_BT: Tensor) -> Tensor:
+    """Returns sums over positions; a decision once a sample counts at each of them."""
+    return torch.einsum("btx,bt->bx", values_BTX.expand(-1, mask_BT.shape[1], -1), mask_BT.to(values_BTX.dtype))
+
+
+def _entropy(row: RoutingRow) -> Tensor:
+    p = row.probability_BTE
+    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(dim=-1)

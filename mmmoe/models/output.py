@@ -49,7 +49,7 @@ class ModelOutput:
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
     """Unweighted auxiliary terms by name, one value a sample (B,), with graph."""
     auxiliary_layers: dict[str, Tensor] = field(default_factory=dict)
-    """The same terms per numbered layer (B, layers), detached, for the log."""
+    """The same terms per numbered layer (B, layers), detached, for the log; those of frozen routers are here alone."""
     weights: dict[str, float] = field(default_factory=dict)
     """Coefficient of each auxiliary term."""
     routing: RoutingStatistics | None = None

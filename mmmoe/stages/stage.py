@@ -9,6 +9,7 @@ from mmmoe.engine.loop import fit
 from mmmoe.engine.metrics import MetricsFile
 from mmmoe.engine.stop import StopRequest
 from mmmoe.models.keys import canonical
+from mmmoe.stages.coefficients import check_coefficients
 from mmmoe.stages.draw import draw, total_steps
 from mmmoe.stages.handover import Heritage, build_stage_model
 from mmmoe.stages.ledger import RunFolder, Stopped
@@ -31,6 +32,7 @@ def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Herit
     model, adapters = build_stage_model(run, stage, heritage)
     model.gradient_checkpointing(training.gradient_checkpointing)
     print_trainable(stage, freeze(model, stage.trains, canonical))
+    check_coefficients(model, stage)
 
     source = draw(run, stage, model, folder)
     engine = build_engine(model, run.engine, training, canonical)

@@ -82,6 +82,19 @@ def test_pattern_that_matches_nothing(own_project, mmmoe):
     assert "adapter site 'language.*.mpl' names no SwiGLU block" in said
 
 
+def test_coefficient_that_no_module_consumes(own_project, mmmoe):
+    frozen = "stages.mole.trains=['*.lora.*', '*.experts.*', 'connector.*']"
+    said = refused(mmmoe, own_project, frozen)
+    assert "stages.mole.adapters.1.balance.weight: 0.01 weighs a term of routers that do not train" in said
+    # The stage looks again, for whoever comes without the check before the start.
+    experts = "{kind: experts, level: block, sites: ['language.*.mlp'], experts: 2, rank: 2, alpha: 4}"
+    changes = [f"stages.language.adapters=[{experts}]", "stages.language.trains=['connector.*']"]
+    run = RunFolder.create(load(own_project, RunSpec, changes))
+    status, said = mmmoe("work", run.path)
+    assert status == USER_MISTAKE
+    assert "stages.language.adapters.0.balance.weight" in " ".join(said.split())
+
+
 def test_truncated_shard(own_project, mmmoe):
     tar = own_project.parent / "shards/shapes/shard-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-2000])

@@ -68,26 +68,32 @@ def with_routing(
 ) -> ModelOutput:
     """Returns the output with each adapter's loss terms and the statistics of all routers.
 
-    The terms of the first adapter are called balance and z; those of a second one balance_2 and z_2.
+    The terms of the first adapter are called balance and z; those of a second one balance_2 and z_2. Where no router of
+    an adapter trains, its terms are told and not part of the loss: there they could only move what lies before it.
     """
     auxiliary, layers, weights = dict(output.auxiliary), dict(output.auxiliary_layers), dict(output.weights)
     for number, (one, rows) in enumerate(zip(routed, rows_by_adapter, strict=True), 1):
         suffix = "" if number == 1 else f"_{number}"
-        balance = one.spec.balance
-        sums = [
-            RouterSums.together([_sums(rows[site], positions) for site in sites]) for sites in one.tape.layers.values()
-        ]
-        if balance.kind != "none":
-            name = f"balance{suffix}"
-            auxiliary[name], layers[name] = balance_terms(sums, balance)
-            weights[name] = balance.weight
-        if balance.z_weight > 0:
-            name = f"z{suffix}"
-            auxiliary[name], layers[name] = z_terms(sums, balance)
-            weights[name] = balance.z_weight
+        is_trained = any(row.is_trained for row in rows.values())
+        for name, (term_B, by_layer_BG, weight) in _terms(one, rows, positions).items():
+            layers[name + suffix] = by_layer_BG
+            if is_trained:
+                auxiliary[name + suffix], weights[name + suffix] = term_B, weight
     layers = {name: term.detach() for name, term in layers.items()}
     routing = _statistics(routed, rows_by_adapter, positions)
     return ModelOutput(output.nll_B, output.num_targets_B, auxiliary, layers, weights, routing)
+
+
+def _terms(one: Routed, rows: Rows, positions: Positions) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Returns an adapter's terms by name: of each sample (B,), of each sample and layer (B, G), and the coefficient."""
+    balance = one.spec.balance
+    sums = [RouterSums.together([_sums(rows[site], positions) for site in sites]) for sites in one.tape.layers.values()]
+    terms: dict[str, tuple[Tensor, Tensor, float]] = {}
+    if balance.kind != "none":
+        terms["balance"] = (*balance_terms(sums, balance), balance.weight)
+    if balance.z_weight > 0:
+        terms["z"] = (*z_terms(sums, balance), balance.z_weight)
+    return terms
 
 
 def _sums(row: RoutingRow, positions: Positions) -> RouterSums:

@@ -23,6 +23,8 @@ class RoutingRow:
     """Softmax over all experts, float32, with graph."""
     index_BTK: Tensor
     """Experts of each position, int64; with selection dense the most probable alone (K 1)."""
+    is_trained: bool = True
+    """Whether the router has a parameter that trains."""
 
 
 @dataclass
@@ -92,6 +94,7 @@ class RoutingTape:
                 rows.view(batch, -1, rows.shape[-1]),
                 probability.view(batch, -1, rows.shape[-1]),
                 index.view(batch, length, -1),
+                any(parameter.requires_grad for parameter in router.parameters()),
             )
         return choice
 

@@ -1,0 +1,61 @@
+"""Loss coefficients that reach nothing: a stage that weighs a term of routers which do not train is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmmoe.models.families.llava_mole import LlavaMole
+from mmmoe.models.lora.routing import Routed
+from mmmoe.models.lora.spec import ExpertsSpec
+from mmmoe.stages.spec import StageSpec
+
+
+def check_coefficients(model: LlavaMole, stage: StageSpec) -> None:
+    """Refuses a stage that gives a weight to a term which no parameter of its own adapter learns from.
+
+    Adapters of earlier stages may stay frozen: their terms are then told in the log and no part of the loss.
+
+    Args:
+        model: with the stage's adapters, after `freeze`.
+        stage: the declaration.
+
+    Raises:
+        ValueError: naming stage, key and cure.
+    """
+    idle = list(idle_coefficients(model, stage))
+    if idle:
+        raise ValueError("\n".join(f"stages.{stage.name}.{text}" for text in idle))
+
+
+def idle_coefficients(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
+    """Yields a sentence for each coefficient of the stage's own adapters whose routers are all frozen."""
+    specs = [(place, spec) for place, spec in enumerate(stage.adapters) if isinstance(spec, ExpertsSpec)]
+    own = model.routed[len(model.routed) - len(specs) :]
+    for (place, spec), routed in zip(specs, own, strict=True):
+        if _is_trained(model, routed):
+            continue
+        for key, weight in _coefficients(spec).items():
+            yield (
+                f"adapters.{place}.balance.{key}: {weight} weighs a term of routers that do not train; "
+                f"put '*.router.*' under trains{_other_cure(spec, key)}"
+            )
+
+
+def _coefficients(spec: ExpertsSpec) -> dict[str, float]:
+    """Returns the coefficients that put a term into the loss, by key."""
+    balance = spec.balance
+    weights = {"weight": balance.weight if balance.kind != "none" else 0.0, "z_weight": balance.z_weight}
+    return {key: weight for key, weight in weights.items() if weight > 0}
+
+
+def _other_cure(spec: ExpertsSpec, key: str) -> str:
+    if key == "z_weight":
+        return ", or set z_weight: 0"
+    # With top1 a router learns from the balance term alone, and a spec without it is refused.
+    return "" if spec.router.selection == "top1" else ", or set balance: {kind: none}"
+
+
+def _is_trained(model: LlavaMole, routed: Routed) -> bool:
+    modules: list[Any] = [model.get_submodule(site) for site in routed.tape.sites]
+    return any(parameter.requires_grad for module in modules for parameter in module.router.parameters())

@@ -15,26 +15,29 @@ from mmmoe.engine.protocol import StepRecord, TrainingBatch, TrainingOutput
 from mmmoe.models.output import ModelOutput, RoutingStatistics
 from mmmoe.stages.routing_record import routing_record
 from mmmoe.stages.saver import StageSaver
+from mmmoe.stages.watch import RouterWatch
 
 
 class StageObserver:
     """Adds up the micro-batches of a step over all processes and writes the line on the first.
 
-    The line has the loss by source, each auxiliary term by layer, the expert load by source, modality and layer, and
-    how undecided each layer's routers are. The sums are taken by one all-reduce a step: some hundred numbers, whatever
-    the batch.
+    The line has the loss by source, each auxiliary term by layer, the expert load by source, modality and layer, how
+    undecided each layer's routers are, and the alarms that are new. The sums are taken by one all-reduce a step: some
+    hundred numbers, whatever the batch.
     """
 
-    def __init__(self, metrics: MetricsFile | None, sources: list[SourceSpec], saver: StageSaver) -> None:
+    def __init__(self, metrics: MetricsFile | None, sources: list[SourceSpec], saver: StageSaver, watch: RouterWatch) -> None:
         """Begins a stage.
 
         Args:
             metrics: The file to write; None on all processes but the first.
             sources: The mixture's sources.
             saver: Writes the checkpoints.
+            watch: Looks at the lines for alarms.
         """
         self._metrics = metrics
         self._saver = saver
+        self._watch = watch
         self._sources = [source.name for source in sources]
         self._clear()
 
@@ -90,7 +93,9 @@ class StageObserver:
         flat = dist.sum_over_ranks(torch.cat([part.flatten() for part in parts]).tolist())
         summed = iter(torch.split(torch.tensor(flat, dtype=torch.float64), [part.numel() for part in parts]))
         if self._metrics is not None:
-            self._metrics.append(self._line(record, summed, names))
+            line = self._line(record, summed, names)
+            alarms = self._watch.see(line)
+            self._metrics.append(line | ({"alarms": alarms} if alarms else {}))
         self._clear()
 
     def _line(self, record: StepRecord, summed: Any, names: list[str]) -> dict[str, Any]:

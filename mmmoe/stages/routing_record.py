@@ -17,7 +17,9 @@ def routing_record(
 
     - `load`: choices of each expert by source, modality and layer; routers of one layer are added up.
     - `load_by_router`: choices of each expert by router, all data together, where a layer has several routers.
-    - `entropy`: by layer, the mean entropy of its routers as a share of the largest possible, log(experts).
+    - `positions`: positions that each router decided over; a router's choices are k times as many.
+    - `entropy`: by layer, the mean entropy of its routers as a share of the largest possible, log(experts); null where
+      no router has more than one expert.
 
     Args:
         routing: names and sizes.
@@ -28,7 +30,7 @@ def routing_record(
     """
     layers = sorted(set(routing.layers))
     routers = {layer: [at for at, one in enumerate(routing.layers) if one == layer] for layer in layers}
-    experts = {layer: routing.num_experts[at[0]] for layer, at in routers.items()}
+    experts = {layer: max(routing.num_experts[place] for place in at) for layer, at in routers.items()}
     load = {
         source: {
             modality: {
@@ -41,14 +43,21 @@ def routing_record(
         for source, load_LME in zip(sources, load_SLME, strict=True)
         if load_LME.sum() > 0
     }
-    record: dict[str, Any] = {"load": load}
+    record: dict[str, Any] = {"load": load, "positions": int(positions)}
     if len(layers) < len(routing.sites):
         load_LE = load_SLME.sum((0, 2)).long()
         record["load_by_router"] = {
             site: load_E[:count].tolist()
             for site, load_E, count in zip(routing.sites, load_LE, routing.num_experts, strict=True)
         }
-    largest = [max(math.log(count), 1e-9) * max(positions, 1.0) for count in routing.num_experts]
-    share_L = [float(entropy) / most for entropy, most in zip(entropy_L, largest, strict=True)]
-    record["entropy"] = [sum(share_L[place] for place in at) / len(at) for at in routers.values()]
+    share_L = [
+        float(entropy) / (math.log(count) * max(positions, 1.0)) if count > 1 else None
+        for entropy, count in zip(entropy_L, routing.num_experts, strict=True)
+    ]
+    record["entropy"] = [_mean([share_L[place] for place in at]) for at in routers.values()]
     return record
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -17,6 +17,7 @@ from mmmoe.stages.observe import StageObserver
 from mmmoe.stages.plan import print_trainable
 from mmmoe.stages.saver import StageSaver
 from mmmoe.stages.spec import RunSpec, StageSpec
+from mmmoe.stages.watch import RouterWatch
 
 
 def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Heritage | None, stop: StopRequest) -> None:
@@ -43,7 +44,8 @@ def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Herit
     if metrics is not None:
         metrics.truncate_after(start)
         folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
-    observer = StageObserver(metrics, stage.mixture.sources, saver)
+    watch = RouterWatch(stage.name, steps, metrics.read() if metrics is not None else [])
+    observer = StageObserver(metrics, stage.mixture.sources, saver, watch)
     try:
         result = fit(engine, source, training, steps, start, observer, stop=stop, title=f"stage {stage.name}")
         if result.stopped:

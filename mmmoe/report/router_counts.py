@@ -1,0 +1,75 @@
+"""Which expert was chosen how often by which router, read from the lines of metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmmoe.report.files import Row
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RouterCounts:
+    """Choices of the R routers of a model over some steps."""
+
+    names: tuple[str, ...]
+    """`layer 3`, or the module's name where a layer has several routers."""
+    count_RE: Array
+    """Choices of each expert; NaN where a router has no such expert."""
+    positions: float
+    """Positions that each of them decided over."""
+
+    @property
+    def experts_R(self) -> Array:
+        """Experts of each router."""
+        return np.isfinite(self.count_RE).sum(axis=1).astype(np.float64)
+
+    @property
+    def chosen_R(self) -> Array:
+        """Experts chosen at a position, exactly: choices over positions.
+
+        With selection dense it is 1: there the count is that of the most probable expert.
+        """
+        return np.round(np.nansum(self.count_RE, axis=1) / max(self.positions, 1.0))
+
+    @property
+    def share_RE(self) -> Array:
+        """Share of its router's choices that each expert gets; rows add up to 1."""
+        return shares(self.count_RE)
+
+
+def counts_of(row: Row) -> RouterCounts | None:
+    """Returns the choices of a step's line, or None when it tells of no routers."""
+    if not row.get("load") or not row.get("positions"):
+        return None
+    by_router: Mapping[str, list[int]] | None = row.get("load_by_router")
+    if by_router is None:
+        tables = [table for by_modality in row["load"].values() for table in by_modality.values()]
+        number_of = sorted({layer for table in tables for layer in table}, key=int)
+        by_router = {f"layer {n}": added(table[n] for table in tables if n in table).tolist() for n in number_of}
+    return RouterCounts(tuple(by_router), padded(by_router.values()), float(row["positions"]))
+
+
+def padded(counts: Any) -> Array:
+    """Returns lists of different lengths as the rows of one table, filled up with NaN."""
+    rows = [np.asarray(count, dtype=np.float64) for count in counts]
+    widest = max((len(row) for row in rows), default=0)
+    return np.array([np.pad(row, (0, widest - len(row)), constant_values=np.nan) for row in rows])
+
+
+def added(lists: Iterator[list[int]]) -> Array:
+    """Returns the sum of lists of numbers."""
+    return np.sum([np.asarray(one, dtype=np.float64) for one in lists], axis=0)
+
+
+def shares(count_RE: Array) -> Array:
+    """Returns each row divided by its sum; NaN for a row without any choice, and where a count is NaN."""
+    total_R1 = np.nansum(count_RE, axis=1, keepdims=True)
+    share_RE: Array = np.divide(count_RE, total_R1, out=np.full_like(count_RE, np.nan), where=total_R1 > 0)
+    return share_RE

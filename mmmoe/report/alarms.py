@@ -68,11 +68,11 @@ class Alarm:
 
 def find_alarms(counts: RouterCounts) -> list[Alarm]:
     """Returns what is wrong with the routers, in their order, dead experts first."""
-    experts_R, chosen_R, total_R = counts.experts_R, counts.chosen_R, np.nansum(counts.count_RE, axis=1)
+    experts_R, chosen_R, total_R = counts.num_experts(), counts.num_chosen(), np.nansum(counts.count_RE, axis=1)
     judged_R = (experts_R > chosen_R) & (chosen_R > 0) & (total_R >= LEAST_CHOICES * experts_R)
     if not judged_R.any():
         return []
-    share_RE = np.nan_to_num(counts.share_RE, nan=0.0)
+    share_RE = np.nan_to_num(counts.shares(), nan=0.0)
     exists_RE = np.isfinite(counts.count_RE)
     bound_R = np.minimum(DEAD_SHARE, EQUAL_PART / np.maximum(experts_R, 1))
     dead_RE = exists_RE & (share_RE < bound_R[:, None]) & judged_R[:, None]

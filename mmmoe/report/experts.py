@@ -1,112 +1,154 @@
-"""Who does the work: each expert's share of a layer's tokens by domain, and the alarms it gives rise to."""
+"""Who does the work at the end of a stage: each expert's share of the choices, overall, by source and by modality.
+
+What is alarming about them is in `mmmoe.report.alarms`:
+
+- dead: an expert gets under 1 %, and under a tenth of an equal share, of its router's choices;
+- collapsed: all but the k most used experts together get under 5 %, and under a tenth of their equal share.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 
-from mmmoe.report.files import StageLog
-
-Shares = npt.NDArray[np.float64]
+from mmmoe.report.files import Row, StageLog
+from mmmoe.report.router_counts import Array, RouterCounts, counts_of, padded, shares
 
 LAST_PART = 0.2
 """Share of a stage's steps, counted from its end, that the load is taken from: the routers as they came out."""
-DEAD_SHARE = 0.01
-"""An expert below this share of its layer's tokens is reported; with more than ten experts, a tenth of an equal one."""
-COLLAPSED_SHARE = 0.95
-"""An expert above this share of its layer's tokens is reported."""
 
 
 @dataclass(frozen=True)
 class ExpertLoad:
-    """Shares of tokens at the end of one stage."""
+    """Shares of choices; tables are (L, E), NaN where a layer has no such expert, and rows add up to 1."""
 
     stage: str
-    layers: tuple[str, ...]
-    shares: dict[str, Shares]
-    """By domain: (L, E), rows add up to one; a row of NaN is a layer the domain never reached."""
-    overall: Shares
-    """All domains together, each token counted once."""
+    layers: tuple[int, ...]
+    overall: Array
+    """All data together, each choice counted once; the routers of a layer are added up."""
+    by_source: dict[str, Array]
+    by_modality: dict[str, Array]
+    by_part: dict[str, Array]
+    """Where a layer has several routers: those of each part of a layer (q_proj); NaN where a layer has no such part."""
+    routers: RouterCounts
+    """Every router by itself."""
 
-    @property
-    def num_experts(self) -> int:
-        """Experts of a layer."""
-        return int(self.overall.shape[1])
+    def cell(self, router: str) -> tuple[str, int]:
+        """Returns the part of a router, "" where there is one a layer, and the row of its layer."""
+        layer, part = place_of(router)
+        return (short_parts(self.routers.names)[part] if self.by_part else "", self.layers.index(layer))
 
 
 def expert_load(stage: StageLog) -> ExpertLoad | None:
     """Returns the load at the end of a stage, or None when it has no routers."""
-    rows = [row for row in stage.rows if row.get("load")]
-    if not rows:
+    rows = _last_rows(stage)
+    found = [counts for row in rows if (counts := counts_of(row)) is not None]
+    if not found:
         return None
-    last = max(row["step"] for row in rows)
-    span = last - min(row["step"] for row in stage.rows) + 1
-    rows = [row for row in rows if row["step"] > last - LAST_PART * span]
-    layers = tuple(dict.fromkeys(layer for row in rows for table in row["load"].values() for layer in table))
-    experts = max(len(counts) for row in rows for table in row["load"].values() for counts in table.values())
-    counts: dict[str, Shares] = {}
-    for row in rows:
-        for domain, table in row["load"].items():
-            count_LE = counts.setdefault(domain, np.zeros((len(layers), experts)))
-            for at, layer in enumerate(layers):
-                load = table.get(layer, ())
-                count_LE[at, : len(load)] += load
-    overall = np.sum(list(counts.values()), axis=0)
+    names = found[-1].names
+    found = [counts for counts in found if counts.names == names]
+    total_RE = np.sum([counts.count_RE for counts in found], axis=0)
+    routers = RouterCounts(names, total_RE, sum(counts.positions for counts in found))
+    by_source, by_modality = _summed(rows)
+    layers = tuple(sorted({layer for table in by_modality.values() for layer in table}))
+    everything = [{layer: count_E} for table in by_modality.values() for layer, count_E in table.items()]
     return ExpertLoad(
         stage=stage.name,
-        layers=tuple(short_names(layers)),
-        shares={domain: _shares(count_LE) for domain, count_LE in counts.items()},
-        overall=_shares(overall),
+        layers=layers,
+        overall=_table(_added(everything), layers),
+        by_source={name: _table(table, layers) for name, table in by_source.items()},
+        by_modality={name: _table(table, layers) for name, table in by_modality.items()},
+        by_part=_parts(routers, layers) if len(names) > len(layers) else {},
+        routers=routers,
     )
 
 
-def alarms(load: ExpertLoad) -> list[str]:
-    """Returns a sentence for each expert that gets next to nothing, or nearly everything, of a layer."""
-    dead_share = min(DEAD_SHARE, 0.1 / load.num_experts)
-    if load.num_experts < 2:
-        return []
-    found = []
-    for layer, share_E in zip(load.layers, load.overall, strict=True):
-        for expert, share in enumerate(share_E):
-            if share < dead_share:
-                what = f"gets {_percent(share)} of the tokens (under {_percent(dead_share)}): it is hardly trained"
-                found.append(f"{load.stage}, {layer}: expert {expert} {what}.")
-            elif share > COLLAPSED_SHARE:
-                what = f"gets {_percent(share)} of the tokens: the router has collapsed onto it"
-                found.append(f"{load.stage}, {layer}: expert {expert} {what}.")
-    return found
+def split(tables: Mapping[str, Array]) -> Array | None:
+    """Returns the largest total variation between two tables' shares, by layer; None where there are no two.
 
-
-def domain_split(load: ExpertLoad) -> list[tuple[str, float]]:
-    """Returns (layer, split): the largest total variation between two domains' shares.
-
-    0 means that every domain uses the experts alike, 1 that some two domains have no expert in common.
+    0 means that all use the experts alike, 1 that some two have no expert in common.
     """
-    tables = list(load.shares.values())
-    split_L = np.zeros(len(load.layers))
-    for one_LE, other_LE in combinations(tables, 2):
-        split_L = np.fmax(split_L, 0.5 * np.abs(one_LE - other_LE).sum(axis=1))
-    return [(layer, float(split)) for layer, split in zip(load.layers, split_L, strict=True)]
+    if len(tables) < 2:
+        return None
+    distances = [0.5 * np.nansum(np.abs(one - other), axis=1) for one, other in combinations(tables.values(), 2)]
+    return np.asarray(np.max(distances, axis=0), dtype=np.float64)
 
 
-def short_names(layers: Sequence[str]) -> list[str]:
-    """Returns `layer 3` for names that differ in one number only, otherwise the names as they are."""
-    shapes = {re.sub(r"\d+", "#", layer) for layer in layers}
-    if len(shapes) == 1 and shapes.pop().count("#") == 1:
-        return [f"layer {''.join(re.findall(r'[0-9]+', layer))}" for layer in layers]
-    return list(layers)
+def place_of(router: str) -> tuple[int, str]:
+    """Returns the number of a router's layer and what of the layer it sits on: (3, "self_attn.q_proj")."""
+    if found := re.fullmatch(r"layer (\d+)", router):
+        return int(found[1]), ""
+    found = re.search(r"(?:^|\.)(\d+)(?:\.(.*))?$", router)
+    return (int(found[1]), found[2] or "") if found else (0, router)
 
 
-def _shares(count_LE: Shares) -> Shares:
-    total_L1 = count_LE.sum(axis=1, keepdims=True)
-    share_LE: Shares = np.divide(count_LE, total_L1, out=np.full_like(count_LE, np.nan), where=total_L1 > 0)
-    return share_LE
+def short_parts(routers: Iterable[str]) -> dict[str, str]:
+    """Returns for each part of a layer its last word, or all of it where two parts end alike."""
+    parts = list(dict.fromkeys(place_of(router)[1] for router in routers))
+    last = [part.rpartition(".")[2] for part in parts]
+    return {part: word if last.count(word) == 1 else part for part, word in zip(parts, last, strict=True)}
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+def short_routers(routers: Sequence[str]) -> dict[str, str]:
+    """Returns readable names: `layer 3`, or `layer 3, q_proj` where a layer has several routers."""
+    parts = short_parts(routers)
+    places = {router: place_of(router) for router in routers}
+    return {
+        router: f"layer {layer}, {parts[part]}" if part and len(parts) > 1 else f"layer {layer}"
+        for router, (layer, part) in places.items()
+    }
+
+
+def _last_rows(stage: StageLog) -> list[Row]:
+    rows = [row for row in stage.rows if row.get("load") and row.get("positions")]
+    if not rows:
+        return []
+    last = max(row["step"] for row in rows)
+    span = last - min(row["step"] for row in stage.rows) + 1
+    return [row for row in rows if row["step"] > last - LAST_PART * span]
+
+
+_Counts = dict[int, Array]
+
+
+def _summed(rows: Sequence[Row]) -> tuple[dict[str, _Counts], dict[str, _Counts]]:
+    """Returns the choices by layer of each source and of each modality."""
+    by_source: dict[str, list[_Counts]] = {}
+    by_modality: dict[str, list[_Counts]] = {}
+    for row in rows:
+        for source, modalities in row["load"].items():
+            for modality, layers in modalities.items():
+                table = {int(layer): np.asarray(counts, dtype=np.float64) for layer, counts in layers.items()}
+                by_source.setdefault(source, []).append(table)
+                by_modality.setdefault(modality, []).append(table)
+    return _each_added(by_source), _each_added(by_modality)
+
+
+def _each_added(tables: dict[str, list[_Counts]]) -> dict[str, _Counts]:
+    return {name: _added(parts) for name, parts in tables.items()}
+
+
+def _added(tables: Iterable[_Counts]) -> _Counts:
+    total: _Counts = {}
+    for table in tables:
+        for layer, count_E in table.items():
+            total[layer] = total[layer] + count_E if layer in total else count_E
+    return total
+
+
+def _table(counts: _Counts, layers: Sequence[int]) -> Array:
+    return shares(padded(counts.get(layer, ()) for layer in layers))
+
+
+def _parts(routers: RouterCounts, layers: Sequence[int]) -> dict[str, Array]:
+    short, share_RE = short_parts(routers.names), routers.shares()
+    tables: dict[str, Array] = {}
+    for name, share_E in zip(routers.names, share_RE, strict=True):
+        layer, part = place_of(name)
+        table = tables.setdefault(short[part], np.full((len(layers), share_RE.shape[1]), np.nan))
+        table[layers.index(layer)] = share_E
+    return tables

@@ -30,13 +30,21 @@ class StageLog:
         for row in self.rows:
             entry = row.get(key) or {}
             if isinstance(entry, list):
-                entry = {f"layer {at}": value for at, value in enumerate(entry)}
+                entry = dict(zip(_layer_names(row, len(entry)), entry, strict=True))
             for name, value in entry.items():
                 if isinstance(value, int | float):
                     steps, values = found.setdefault(name, ([], []))
                     steps.append(int(row["step"]))
                     values.append(float(value))
         return found
+
+
+def _layer_names(row: Row, count: int) -> list[str]:
+    """Returns names for a list with a number a layer: those that the line's load tells of, if they are as many."""
+    tables = [table for by_modality in (row.get("load") or {}).values() for table in by_modality.values()]
+    layers = sorted(tables[0], key=int) if tables else [str(at) for at in range(count)]
+    # An adapter that is not on every routed layer has a list of its own length; which layers it is on is not told.
+    return [f"layer {layer}" for layer in layers] if len(layers) == count else [f"row {at}" for at in range(count)]
 
 
 @dataclass(frozen=True)

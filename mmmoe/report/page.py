@@ -8,10 +8,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mmmoe.report.alarm_log import raised_alarms, standing_sentences
+from mmmoe.report.alarms import DEAD_SHARE, LEAST_CHOICES, LEFT_SHARE
 from mmmoe.report.examples import choose_examples, png_address
-from mmmoe.report.experts import alarms, domain_split, expert_load
+from mmmoe.report.expert_plots import splits_of
+from mmmoe.report.experts import expert_load
 from mmmoe.report.files import Row, RunFiles, read_run
-from mmmoe.report.plots import Plot, draw_plots
+from mmmoe.report.picture import Plot
+from mmmoe.report.plots import draw_plots
 from mmmoe.report.summary import duration, make_cards, subtitle, summarise_stage
 
 PAGE_FILE = "report.html"
@@ -52,10 +56,12 @@ def render(run: RunFiles, plots: list[Plot]) -> str:
         "run": run,
         "subtitle": subtitle(run),
         "cards": make_cards(run.scores),
-        "alarms": [text for load in loads for text in alarms(load)],
+        "alarms": standing_sentences(run.stages),
+        "rule": {"dead": DEAD_SHARE, "left": LEFT_SHARE, "least": LEAST_CHOICES},
+        "raised": raised_alarms(run.stages),
         "plots": {section: [plot for plot in plots if plot.section == section] for section in _sections(plots)},
         "stages": [summarise_stage(stage) for stage in run.stages],
-        "splits": [(load.stage, domain_split(load)) for load in loads if len(load.shares) > 1],
+        "splits": [(load, splits) for load in loads if (splits := splits_of(load))],
         "loads": loads,
         "example_sets": choose_examples(run),
         "ledger_columns": _columns(run.ledger),

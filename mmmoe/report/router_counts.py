@@ -25,22 +25,21 @@ class RouterCounts:
     positions: float
     """Positions that each of them decided over."""
 
-    @property
-    def experts_R(self) -> Array:
-        """Experts of each router."""
-        return np.isfinite(self.count_RE).sum(axis=1).astype(np.float64)
+    def num_experts(self) -> Array:
+        """Returns the number of experts of each router (R,)."""
+        experts_R: Array = np.isfinite(self.count_RE).sum(axis=1).astype(np.float64)
+        return experts_R
 
-    @property
-    def chosen_R(self) -> Array:
-        """Experts chosen at a position, exactly: choices over positions.
+    def num_chosen(self) -> Array:
+        """Returns how many experts of each router (R,) a position chooses, exactly: choices over positions.
 
         With selection dense it is 1: there the count is that of the most probable expert.
         """
-        return np.round(np.nansum(self.count_RE, axis=1) / max(self.positions, 1.0))
+        chosen_R: Array = np.round(np.nansum(self.count_RE, axis=1) / max(self.positions, 1.0))
+        return chosen_R
 
-    @property
-    def share_RE(self) -> Array:
-        """Share of its router's choices that each expert gets; rows add up to 1."""
+    def shares(self) -> Array:
+        """Returns the share of its router's choices that each expert gets (R, E); rows add up to 1."""
         return shares(self.count_RE)
 
 
@@ -65,7 +64,8 @@ def padded(counts: Any) -> Array:
 
 def added(lists: Iterator[list[int]]) -> Array:
     """Returns the sum of lists of numbers."""
-    return np.sum([np.asarray(one, dtype=np.float64) for one in lists], axis=0)
+    total_E: Array = np.sum([np.asarray(one, dtype=np.float64) for one in lists], axis=0)
+    return total_E
 
 
 def shares(count_RE: Array) -> Array:

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmmoe.report.curves import smooth
 from mmmoe.report.files import Row, RunFiles, StageLog
-from mmmoe.report.plots import smooth
 
 
 @dataclass(frozen=True)

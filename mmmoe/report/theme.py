@@ -27,15 +27,21 @@ class Theme:
     series: tuple[str, ...]
     """In order of use; neighbours differ in lightness too, so they stay apart without colour vision."""
     heat: tuple[str, ...]
-    """From no load to full load."""
+    """From little to much."""
+    around: tuple[str, ...]
+    """From nothing over an equal share in the middle to much more."""
 
     def color(self, at: int) -> str:
         """Returns the colour of the at-th series."""
         return self.series[at % len(self.series)]
 
     def colormap(self) -> Colormap:
-        """Returns the one-hue scale of the heat maps."""
-        return LinearSegmentedColormap.from_list("load", list(self.heat)).with_extremes(bad=self.grid)
+        """Returns the one-hue scale of what grows from little to much."""
+        return LinearSegmentedColormap.from_list("heat", list(self.heat)).with_extremes(bad=self.grid)
+
+    def diverging(self) -> Colormap:
+        """Returns the two-hue scale around an equal share; what is absent is left blank."""
+        return LinearSegmentedColormap.from_list("around", list(self.around)).with_extremes(bad=self.background)
 
 
 LIGHT = Theme(
@@ -47,6 +53,7 @@ LIGHT = Theme(
     alarm="#c4321f",
     series=("#2458c5", "#e08a00", "#0b8f6a", "#a3328a", "#5c6675", "#c4321f"),
     heat=("#f4f7fd", "#a9c4f2", "#4a7fdb", "#16398c"),
+    around=("#d9822b", "#f0c48f", "#eff2f8", "#8db0ee", "#16398c"),
 )
 DARK = Theme(
     name="dark",
@@ -57,6 +64,7 @@ DARK = Theme(
     alarm="#ff8a75",
     series=("#78a9ff", "#f5b041", "#43d0a2", "#e68ad1", "#aab2bf", "#ff8a75"),
     heat=("#1e2530", "#274b8c", "#4f8bf0", "#cfe0ff"),
+    around=("#f0a04b", "#80552a", "#262d39", "#33609f", "#a9cbff"),
 )
 
 
@@ -98,9 +106,9 @@ def styled(theme: Theme) -> Iterator[None]:
         yield
 
 
-def panels(count: int, *, height: float = 2.7, width: float = 8.6) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with `count` panels, up to three beside each other."""
-    columns = min(count, 3)
+def panels(count: int, *, height: float = 2.7, width: float = 8.6, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with `count` panels, up to so many columns beside each other."""
+    columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(width, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()

@@ -26,7 +26,9 @@ class StageObserver:
     hundred numbers, whatever the batch.
     """
 
-    def __init__(self, metrics: MetricsFile | None, sources: list[SourceSpec], saver: StageSaver, watch: RouterWatch) -> None:
+    def __init__(
+        self, metrics: MetricsFile | None, sources: list[SourceSpec], saver: StageSaver, watch: RouterWatch
+    ) -> None:
         """Begins a stage.
 
         Args:

@@ -1,4 +1,4 @@
-"""A run folder with made-up but life-like files: three stages, two domains, three variants."""
+"""A run folder with made-up but life-like files: three stages, two sources, two modalities, unequal layers."""
 
 import json
 import math
@@ -6,7 +6,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-LAYERS = [f"language.model.layers.{at}.mlp" for at in range(4)]
+EXPERTS = {0: 2, 1: 3, 2: 4, 3: 3}
+"""Experts of each layer."""
 SPEC = """name: llava_mole_synthetic
 model:
   family: llava_mole
@@ -59,24 +60,34 @@ def write_stage(path, steps, start, end, sources, generator, dead_expert):
             "memory_mb": 900 + 100 * part,
         }
         if len(sources) > 1:
-            row["balance"] = [0.34 + 0.1 * math.exp(-8 * part) + generator.normal(0, 0.004) for _ in LAYERS]
-            row["entropy"] = [1.09 - 0.12 * at * part + generator.normal(0, 0.01) for at in range(len(LAYERS))]
-            row["load"] = {name: layer_loads(name, part, generator, dead_expert) for name in sources}
+            row["balance"] = [1 + 0.3 * math.exp(-8 * part) + generator.normal(0, 0.01) for _ in EXPERTS]
+            row["z"] = [0.4 + 0.3 * part + 0.1 * at + generator.normal(0, 0.01) for at in EXPERTS]
+            row["entropy"] = [0.99 - 0.12 * at * part + generator.normal(0, 0.008) for at in EXPERTS]
+            row |= routing(sources, part, generator, dead_expert)
+            if dead_expert and step == 50:
+                row["alarms"] = [
+                    {"kind": "dead", "router": "layer 3", "experts": [2], "share": 0.0024},
+                    {"kind": "collapsed", "router": "layer 0", "experts": [1], "share": 0.97},
+                ]
         rows.append(row)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def layer_loads(source, part, generator, dead_expert):
-    table = {}
-    for at, layer in enumerate(LAYERS):
-        lean = part * at / len(LAYERS)
-        share = np.array([1.0, 1.0, 1.0]) + lean * (
-            np.array([2, 0, -0.4]) if source == "charts" else np.array([0, 1.6, 0])
-        )
-        if dead_expert and at == 3:
-            share[2] = 0.005
-        table[layer] = generator.multinomial(900, share / share.sum()).tolist()
-    return table
+def routing(sources, part, generator, dead_expert):
+    """Returns a line's load by source, modality and layer; sources and modalities part ways with depth."""
+    load = {}
+    for source in sources:
+        for modality in ("text", "image"):
+            for layer, experts in EXPERTS.items():
+                share = np.ones(experts)
+                lean = part * layer / len(EXPERTS)
+                share[0] += lean * (2 if source == "charts" else 0)
+                share[1] += lean * (1.5 if modality == "image" else 0.3)
+                if dead_expert and layer == 3:
+                    share[2] = 0.005
+                counts = generator.multinomial(450, share / share.sum()).tolist()
+                load.setdefault(source, {}).setdefault(modality, {})[str(layer)] = counts
+    return {"load": load, "positions": 450 * 2 * len(sources)}
 
 
 def write_scores(folder, generator):

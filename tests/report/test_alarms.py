@@ -75,10 +75,10 @@ def test_k_is_read_off_exactly_from_choices_and_positions():
     row = {"step": 1, "positions": 9, "load": {"a": {"text": {"0": [10, 8], "1": [3, 9, 6]}, "image": {"0": [0, 0]}}}}
     counts = counts_of(row)
     assert counts.names == ("layer 0", "layer 1")
-    assert counts.chosen_R.tolist() == [2, 2]
-    assert counts.experts_R.tolist() == [2, 3]
+    assert counts.num_chosen().tolist() == [2, 2]
+    assert counts.num_experts().tolist() == [2, 3]
     assert np.isnan(counts.count_RE[0, 2])
-    assert counts.share_RE[1].tolist() == pytest.approx([3 / 18, 0.5, 6 / 18])
+    assert counts.shares()[1].tolist() == pytest.approx([3 / 18, 0.5, 6 / 18])
 
 
 def test_layers_are_in_the_order_of_their_numbers():

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from synthetic_run import write_run
 
+from mmmoe.report.curves import smooth
 from mmmoe.report.examples import thumbnail
 from mmmoe.report.files import read_run
 from mmmoe.report.page import write_report
-from mmmoe.report.plots import smooth
 from mmmoe.report.summary import duration, make_cards
 
 VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
@@ -62,7 +62,11 @@ def test_every_part_is_there(report):
         assert f'id="{anchor}"' in text
         assert f'href="#{anchor}"' in text
     assert "expert 2 gets" in text
-    assert "split between domains" in text
+    assert "between sources" in text
+    assert "between modalities" in text
+    assert "<li>experts, layer 3: expert 2 gets 0." in text, "the alarm at the end"
+    assert text.count("still so") == 1, "the dead expert"
+    assert text.count(">over<") == 1, "the collapse"
     assert text.count('class="tag right"') == 8
     assert text.count('class="tag wrong"') == 8
     assert "3 stages, 660 steps" in text
@@ -73,7 +77,8 @@ def test_every_part_is_there(report):
 def test_plots_are_files_too(report):
     names = {path.stem for path in (report[0] / "plots").glob("*.png")}
     assert names == {
-        "scores", "loss", "loss_by_source", "learning_rate", "throughput", "expert_load_experts", "balance", "entropy"
+        "scores", "loss", "loss_by_source", "learning_rate", "throughput", "balance", "z", "entropy",
+        "expert_load_experts", "expert_load_experts_by_source", "expert_split_experts",
     }  # fmt: skip
     for path in (report[0] / "plots").glob("*.png"):
         with Image.open(path) as image:

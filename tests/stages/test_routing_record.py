@@ -29,7 +29,7 @@ def test_layers_with_unequal_numbers_of_experts_and_two_choices():
     }
     assert row["entropy"] == pytest.approx([1.0, 0.5])
     assert "load_by_router" not in row
-    assert counts_of(row).chosen_R.tolist() == [2, 2]
+    assert counts_of(row).num_chosen().tolist() == [2, 2]
 
 
 def test_several_routers_of_a_layer_are_told_one_by_one_whatever_their_experts():

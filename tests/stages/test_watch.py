@@ -54,7 +54,9 @@ def test_short_ups_and_downs_are_none():
 
 def test_what_dies_later_is_told_later():
     lines = [line(step, [50, 50] if step <= 100 else [100, 0]) for step in range(1, 200)]
-    kinds = {step: [alarm["kind"] for alarm in alarms] for step, alarms in play(RouterWatch("mole", 200), lines).items()}
+    kinds = {
+        step: [alarm["kind"] for alarm in alarms] for step, alarms in play(RouterWatch("mole", 200), lines).items()
+    }
     # 46 of the last 50 steps with one expert and 4 with both leave the other 4 %; 50 leave it nothing.
     assert kinds == {146: ["collapsed"], 150: ["dead"]}
 

@@ -21,12 +21,12 @@ from mmmoe.report.theme import Theme, panels
 
 _FIGURES = "Figures are shares of the choices in %. "
 _COLOUR = (
-    "Colour is the load over an equal share, so that layers with different numbers of experts compare: pale is an "
-    "equal share, blue more, amber less. Last fifth of the stage. "
+    "Colour is the load over an equal share, so that layers with different numbers of experts compare: faint "
+    "is an equal share, blue more, amber less. Last fifth of the stage. "
 )
 _FRAMES = "Red frames mark dead experts and those a router has collapsed onto (the rule stands below)."
 _LOAD = (
-    "A pale first panel means that the balance loss works; modalities that differ mean that experts have specialised "
+    "A faint first panel means that the balance loss works; modalities that differ mean that experts have specialised "
     f"in one. {_FRAMES}"
 )
 _PARTS = (
@@ -45,9 +45,9 @@ _SPLIT = (
     "a few hundredths, or the routers have learned nothing about the data."
 )
 _BALANCE = (
-    "The unweighted term that keeps expert loads alike. 1 means even, experts over choices (E / k) that all positions "
-    "take the same k experts. It should come near 1 within the first part of the stage and stay; a rise is a collapse "
-    "in the making. It may lie a little under 1."
+    "The unweighted term that keeps expert loads alike: 1 means even, whatever the number of experts, and E / k that "
+    "all positions take the same k of E experts (3 for one of three). It should come near 1 early in the stage and "
+    "stay, perhaps a little below; a rise is a collapse in the making."
 )
 _Z = (
     "The unweighted mean squared logsumexp of the routers' logits. It should be level or fall; one that keeps rising "
@@ -55,8 +55,9 @@ _Z = (
 )
 _ENTROPY = (
     "How undecided each layer's routers are, as a share of the largest possible: 1 means no preference among the "
-    "experts, 0 always sure. It should fall slowly from near 1; a sudden fall to 0 is a collapse, and a layer that "
-    "stays at 1 routes by next to nothing."
+    "experts, 0 always sure. It should fall slowly from near 1; a sudden fall to 0 is a collapse. A layer that stays "
+    "at 1 routes by next to nothing; with selection top1, where the balance loss alone moves routers, that is to be "
+    "expected."
 )
 _NAMES = {"balance": "Balance loss", "z": "Z-loss", "entropy": "Router entropy"}
 _CAPTIONS = {"balance": _BALANCE, "z": _Z, "entropy": _ENTROPY}
@@ -111,8 +112,10 @@ def _load_plots(load: ExpertLoad) -> list[Plot]:
 
 
 def _map(load: ExpertLoad, tables: Mapping[str, Array], name: str, title: str, caption: str) -> Plot:
+    is_first = name == f"expert_load_{load.stage}"
     figures = _FIGURES if is_legible(tables) else ""
-    return picture(name, "experts", title, figures + _COLOUR + caption, partial(load_map, load, tables))
+    read = figures + _COLOUR if is_first else "Colours as above. "
+    return picture(name, "experts", title, read + caption, partial(load_map, load, tables))
 
 
 def splits_of(load: ExpertLoad) -> dict[str, Array]:

@@ -114,7 +114,7 @@ def _frame_alarms(axis: Axes, load: ExpertLoad, title: str, theme: Theme) -> Non
             frame: dict[str, Any] = {
                 "fill": False,
                 "edgecolor": theme.alarm,
-                "linewidth": 1.8,
+                "linewidth": 2.0,
                 "zorder": 3,
                 "clip_on": False,
             }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,21 +50,21 @@ def counts_of(row: Row) -> RouterCounts | None:
     if by_router is None:
         tables = [table for by_modality in row["load"].values() for table in by_modality.values()]
         number_of = sorted({layer for table in tables for layer in table}, key=int)
-        by_router = {f"layer {n}": added(table[n] for table in tables if n in table).tolist() for n in number_of}
+        # Plain numbers, not arrays: the lists are short, and this is done at every step of a training.
+        by_router = {
+            f"layer {n}": [sum(column) for column in zip(*(table[n] for table in tables if n in table), strict=True)]
+            for n in number_of
+        }
     return RouterCounts(tuple(by_router), padded(by_router.values()), float(row["positions"]))
 
 
-def padded(counts: Any) -> Array:
-    """Returns lists of different lengths as the rows of one table, filled up with NaN."""
-    rows = [np.asarray(count, dtype=np.float64) for count in counts]
-    widest = max((len(row) for row in rows), default=0)
-    return np.array([np.pad(row, (0, widest - len(row)), constant_values=np.nan) for row in rows])
-
-
-def added(lists: Iterator[list[int]]) -> Array:
-    """Returns the sum of lists of numbers."""
-    total_E: Array = np.sum([np.asarray(one, dtype=np.float64) for one in lists], axis=0)
-    return total_E
+def padded(counts: Iterable[Sequence[float] | Array]) -> Array:
+    """Returns rows of different lengths as one table, filled up with NaN."""
+    rows = list(counts)
+    table = np.full((len(rows), max((len(row) for row in rows), default=0)), np.nan)
+    for at, row in enumerate(rows):
+        table[at, : len(row)] = row
+    return table
 
 
 def shares(count_RE: Array) -> Array:

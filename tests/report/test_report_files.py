@@ -3,7 +3,7 @@ import json
 import pytest
 from synthetic_run import write_run
 
-from mmmoe.report.files import read_lines, read_run
+from mmmoe.report.files import StageLog, read_lines, read_run
 
 
 def test_stages_come_in_declared_order(tmp_path):
@@ -27,6 +27,15 @@ def test_series_skip_rows_without_the_number(tmp_path):
     assert stage.series("loss") == ([1, 3], [2.0, 1.0])
     assert stage.series_of("losses") == {"a": ([3], [1.0])}
     assert stage.series_of("balance") == {"layer 0": ([3], [0.5]), "layer 1": ([3], [0.7])}
+
+
+def test_lists_by_layer_take_the_numbers_of_the_layers_that_are_routed():
+    load = {"a": {"text": {"16": [1, 1], "9": [2, 0]}}}
+    row = {"step": 1, "load": load, "balance": [1.0, 1.5], "entropy": [0.5, None], "balance_2": [1.0]}
+    stage = StageLog("s", (row,))
+    assert stage.series_of("balance") == {"layer 9": ([1], [1.0]), "layer 16": ([1], [1.5])}
+    assert stage.series_of("entropy") == {"layer 9": ([1], [0.5])}
+    assert stage.series_of("balance_2") == {"row 0": ([1], [1.0])}, "which layers they are is not told"
 
 
 def test_half_a_line_is_passed_over(tmp_path):

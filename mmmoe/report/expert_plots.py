@@ -33,7 +33,7 @@ _PARTS = (
     "A panel for the routers of each part of a layer. Look for a column that stands out, one expert preferred in all "
     f"layers, and for rows: layers that lean on few experts. {_FRAMES}"
 )
-_MODALITIES = "Panels that differ mean that experts have specialised in text or in image positions."
+_MODALITIES = "Panels that differ mean that experts have specialised in a modality."
 _SOURCES = (
     "Panels that differ mean that experts have specialised in a kind of data, which is what they are for where data "
     "sets are in conflict; panels that are all alike mean that one expert would do."

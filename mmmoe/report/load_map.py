@@ -39,12 +39,11 @@ def load_map(load: ExpertLoad, tables: Mapping[str, Array], theme: Theme) -> Fig
         if is_written:
             _write(axis, share_LE, times[name], colormap, norm, theme)
         _frame_alarms(axis, load, name, theme)
-    # As wide and, if there is room, as high in inches whatever the number of panels.
-    shrink = min(1.0, 3.0 / figure.get_figheight())
-    anchor: dict[str, Any] = {"shrink": shrink, "anchor": (0.0, 1.0)} if shrink < 1 else {}
-    bar = figure.colorbar(
-        mesh, ax=axes, fraction=0.3 / figure.get_figwidth(), pad=0.02, aspect=25 * height * shrink / 3, **anchor
-    )
+    # A bar of the same size in inches whatever the number of panels: up to 3 high, an eighth wide.
+    full = figure.get_figheight()
+    anchor: dict[str, Any] = {"shrink": 3.0 / full, "anchor": (0.0, 1.0)} if full > 3.0 else {}
+    size: dict[str, Any] = {"fraction": 0.3 / figure.get_figwidth(), "aspect": 0.8 * min(full, 3.0) * 8}
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, **size, **anchor)
     bar.set_label("times an equal share")
     bar.set_ticks([0, 0.5, 1, *_upper_ticks(float(norm.vmax or 2.0))])
     bar.ax.minorticks_off()
@@ -68,9 +67,7 @@ def _columns(tables: Mapping[str, Array]) -> int:
 def _upper_ticks(top: float) -> list[float]:
     """Returns up to three round numbers above 1, the last one near the top."""
     step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 1e9) if (top - 1) / step <= 3.5)
-    return (
-        [1 + step * n for n in range(1, int((top - 1) / step) + 1)] if step >= 1 else [1.5, 2, 2.5][: int(2 * top) - 2]
-    )
+    return [1 + step * n for n in range(1, int((top - 1) / step) + 1)]
 
 
 def _dress(axis: Axes, load: ExpertLoad, title: str, experts: int, *, is_first: bool) -> None:

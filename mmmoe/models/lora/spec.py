@@ -7,7 +7,7 @@ the papers are points of this grammar: LLaVA-MoLE is `block` with `top1`, MoLA `
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -81,13 +81,20 @@ class BalanceSpec(Spec):
     means over all samples that pass together, as most code does: it leaves a sample's experts free to be its own, but
     depends on the size of the micro-batch."""
     weight: float = Field(default=0.01, ge=0.0)
-    """Coefficient of the term in the loss."""
+    """Coefficient of the term in the loss; 0 with kind none."""
     z_weight: float = Field(default=0.0, ge=0.0)
     """Coefficient of the mean squared logsumexp of the router's logits, which keeps them small (z-loss)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_term_weighs_nothing(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("kind") == "none":
+            return {"weight": 0.0} | given
+        return given
+
     @model_validator(mode="after")
     def _weight_has_a_term(self) -> BalanceSpec:
-        if self.kind == "none" and "weight" in self.model_fields_set and self.weight > 0:
+        if self.kind == "none" and self.weight > 0:
             raise ValueError(f"weight={self.weight} has no term to weigh with kind none; leave it out or give a kind")
         return self
 

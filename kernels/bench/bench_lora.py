@@ -1,11 +1,12 @@
 """LoRA experts beside the frozen layer, plain LoRA, peft, MoE-PEFT's way and a loop over experts: time and bytes.
 
-mmmoe bench lora [tokens=4096 width=1024 inner=4096 rank=16 rounds=4 curve_tokens=1024 curve_width=512 curve_inner=1024]
+mmmoe bench lora [tokens=4096 width=1024 inner=4096 rank=16 rounds=4 curve_tokens=1024 curve_width=512 ...]
 
-A linear of `width` to `inner` and a gated block, every gradient but the frozen weights', in bfloat16 on a GPU. Who takes
-part and what each leaves out stands in lora_contenders.py. First a table at full size: forward alone, forward and
-backward, bytes kept for the backward, most bytes alive in a step. Then curves over E, K, R and tokens, one varied
-around (8, 2, 16, `curve_tokens`) and all at smaller sizes, so that a CPU is done in minutes.
+A linear of `width` to `inner` and a gated block, every gradient but the frozen weights', in bfloat16 on a GPU. Who
+takes part and what each leaves out stands in lora_contenders.py. First a table at full size: forward and backward,
+forward alone, bytes kept for the backward, most bytes alive in a step. Then curves over E, K, R and tokens, one varied
+around (8, 2, 16, `curve_tokens`) and all at smaller sizes, so that a CPU is done in minutes. The command `mmmoe` adds
+a whole training step.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ from lora_contenders import (
     linear_contenders,
 )
 
-from mmmoe.kernels.measure import (
-    Point,
-    Result,
-    compare,
-    compare_bytes,
-    difference,
-    here,
-    take_turns_in_parts,
-)
+from mmmoe.kernels.measure import Point, Result, compare, compare_bytes, difference, here, take_turns_in_parts
 from mmmoe.kernels.memory import Weighed, weigh
 from mmmoe.log import console
 
-CURVE = {"curve_tokens": 1024, "curve_rounds": 3}
-CPU_SIZES = {"tokens": 4096, "width": 1024, "inner": 4096, "rank": 16, "rounds": 4, "curve_width": 512, "curve_inner": 1024}
-GPU_SIZES = {"tokens": 8192, "width": 4096, "inner": 11008, "rank": 16, "rounds": 9, "curve_width": 2048, "curve_inner": 5504}
-DEFAULTS = CURVE | (GPU_SIZES if here().type == "cuda" else CPU_SIZES)
+ON_GPU = here().type == "cuda"
+DEFAULTS = {
+    "tokens": 8192 if ON_GPU else 4096,
+    "width": 4096 if ON_GPU else 1024,
+    "inner": 11008 if ON_GPU else 4096,
+    "rank": 16,
+    "rounds": 9 if ON_GPU else 4,
+    "curve_tokens": 1024,
+    "curve_width": 2048 if ON_GPU else 512,
+    "curve_inner": 5504 if ON_GPU else 1024,
+    "curve_rounds": 3,
+}
 LEVELS = {"FFN block": block_contenders, "linear": linear_contenders}
 BLOCK, LINEAR = LEVELS
 EXPERTS_CHOSEN = ((8, 2), (8, 4), (64, 2))
@@ -136,5 +137,3 @@ def _times(level: str, shape: Shape, rounds: int, device: torch.device) -> dict[
 
 def _dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-

@@ -1,14 +1,12 @@
 """Who computes a frozen layer with LoRA, at the level of one linear and of a gated block, and what each leaves out.
 
-| contender | computes |
-|---|---|
-| frozen | the frozen weights alone: no adapter, the gradient of the input and nothing else |
-| plain LoRA | one update for all tokens, written by hand: no router, no gates and no gradient of them |
-| peft | the same by the peft package's own layers, without its dropout and with its factors in the type of the weights |
-| MoE-PEFT | all that ours does but the order of it, as MoE-PEFT's MixLoRA (block) and MoLA (linear) do it, written anew: |
-| | frozen gate and up once a token, all else expert by expert on its tokens, the down projection included |
-| expert loop | all that ours does: whole experts one by one, frozen products too (linear: those once a token) |
-| ours | `lora_ffn` and `grouped_lora` |
+frozen       The frozen weights alone: no adapter, the gradient of the input and no other.
+plain LoRA   One update for all tokens, written by hand: no router, no gates and no gradient of them.
+peft         The same by the peft package's own layers; no dropout, factors in the type of the weights.
+MoE-PEFT     All that ours computes, in the order of MoE-PEFT's MixLoRA (block) and MoLA (linear), written anew: frozen
+             gate and up once a token, all else expert by expert on its tokens, the down projection included.
+expert loop  All that ours computes: whole experts one by one, frozen products included (linear: those once a token).
+ours         `lora_ffn` and `grouped_lora`.
 
 Router, its losses and dropout are left out everywhere. MoE-PEFT has a module for each expert's factors; here they are
 unbound from a stack, which writes one gradient for each just so (indexing the stack would write E of full size).
@@ -79,7 +77,8 @@ class Drawn:
         def factors(rank: int, *lead: int) -> list[tuple[Tensor, Tensor]]:
             return [(draw(*lead, rank, wide), draw(*lead, out, rank)) for wide, out in projections]
 
-        self.x, self.dy = draw(tokens, projections[0][0], scale=1.0), draw(tokens, projections[-1][1], scale=1.0).detach()
+        self.x = draw(tokens, projections[0][0], scale=1.0)
+        self.dy = draw(tokens, projections[-1][1], scale=1.0).detach()
         self.weights = [draw(out, wide).detach() for wide, out in projections]
         self.experts = factors(rank, experts)
         self.wide, self.narrow = factors(shape.chosen * rank), factors(rank)
@@ -206,9 +205,7 @@ def has_peft() -> bool:
     return find_spec("peft") is not None
 
 
-def _without_experts(
-    drawn: Drawn, through: Callable[[Tensor, Project], Tensor], shape: Shape
-) -> dict[str, Contender]:
+def _without_experts(drawn: Drawn, through: Callable[[Tensor, Project], Tensor], shape: Shape) -> dict[str, Contender]:
     x, dy = drawn.x, drawn.dy
     wide = [factor for pair in drawn.wide for factor in pair]
     found = {

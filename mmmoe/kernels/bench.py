@@ -65,8 +65,8 @@ def publish(name: str, results: Sequence[Result], out: Path | None, *, check: bo
     title = f"{name}, {machine(device)}"
     points = [r for r in results if r.point is not None]
     console.print(_table(title, [r for r in results if r.point is None]))
-    if points:
-        console.print(_curves_table(points))
+    for table in _tables_of_curves(points):
+        console.print(table)
     if out is not None:
         out = _file(out, name)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def load(name: str) -> Any:
 
 def _told(results: Iterator[Result]) -> Iterator[Result]:
     for result in results:
-        console.print(f"{result.name}: {result.ratio:.2f} x {result.versus}", style="dim")
+        console.print(f"{result.name}: {result.ratio:.2f} x {result.versus}", style="dim", soft_wrap=True)
         yield result
 
 
@@ -150,16 +150,19 @@ def _table(title: str, results: Sequence[Result]) -> Table:
     return table
 
 
-def _curves_table(points: Sequence[Result]) -> Table:
-    """Returns a row for each curve, its values with what they stand at."""
-    rows: dict[tuple[str, str, str], list[str]] = {}
-    for r in points:
-        assert r.point is not None
-        rows.setdefault((r.point.level, r.point.axis, r.point.curve), []).append(f"{r.point.at}: {r.ratio:.2f}")
-    table = Table("level", "over", "curve", f"ratio to {points[0].versus}", title="curves")
-    for row, values in rows.items():
-        table.add_row(*row, "   ".join(values))
-    return table
+def _tables_of_curves(results: Sequence[Result]) -> list[Table]:
+    """Returns a table for each axis: a row for each curve, a column for each place."""
+    placed = [(r.point, f"{r.ratio:.2f}") for r in results if r.point is not None]
+    tables = []
+    for axis in dict.fromkeys(point.axis for point, _ in placed):
+        here = [(point, ratio) for point, ratio in placed if point.axis == axis]
+        places = sorted({point.at for point, _ in here})
+        table = Table("level", f"over {results[0].versus}", *map(str, places), title=f"curves over {axis}")
+        found = {(point.level, point.curve, point.at): ratio for point, ratio in here}
+        for level, curve in dict.fromkeys((point.level, point.curve) for point, _ in here):
+            table.add_row(level, curve, *(found.get((level, curve, place), "") for place in places))
+        tables.append(table)
+    return tables
 
 
 def _file(out: Path, name: str) -> Path:

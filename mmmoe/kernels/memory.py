@@ -67,6 +67,7 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells each start and stop on the terminal
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events: list[Any] = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]  # it has run
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    assert profiler.profiler is not None
+    events: list[Any] = profiler.profiler.kineto_results.events()
+    changes: list[tuple[int, int]] = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(accumulate((size for _, size in changes), initial=0))

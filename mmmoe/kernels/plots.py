@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from mmmoe.kernels.measure import Point, Result
 
@@ -39,21 +39,18 @@ def bars(title: str, results: Sequence[Result]) -> Figure:
 def curves(title: str, results: Sequence[Result]) -> Figure:
     """Returns a row of panels for each level and a column for each axis, of those results that are points."""
     placed = [(r.point, r) for r in results if r.point is not None]
-    levels, axes_names, names = (
-        list(dict.fromkeys(part(point) for point, _ in placed))
-        for part in (lambda p: p.level, lambda p: p.axis, lambda p: p.curve)
-    )
-    size = (1.2 + 2.9 * len(axes_names), 1.3 + 2.7 * len(levels))
+    levels = list(dict.fromkeys(point.level for point, _ in placed))
+    names = list(dict.fromkeys(point.curve for point, _ in placed))
+    varied = list(dict.fromkeys(point.axis for point, _ in placed))
+    size = (1.2 + 2.9 * len(varied), 1.4 + 2.8 * len(levels))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    panels = figure.subplots(len(levels), len(axes_names), squeeze=False, sharey="row", sharex="col")
+    panels = figure.subplots(len(levels), len(varied), squeeze=False, sharey="row", sharex="col")
     for row, level in enumerate(levels):
-        for column, axis in enumerate(axes_names):
-            panel = panels[row, column]
-            here = [(p, r) for p, r in placed if (p.level, p.axis) == (level, axis)]
-            _panel(panel, here, names)
-            if row == len(levels) - 1:
-                panel.set_xlabel(axis, fontsize=9, color=INK)
+        for panel, axis in zip(panels[row], varied, strict=True):
+            _panel(panel, [(p, r) for p, r in placed if (p.level, p.axis) == (level, axis)], names)
         panels[row, 0].set_ylabel(f"{level}\ntime over {placed[0][1].versus}", fontsize=9, color=INK)
+    for panel, axis in zip(panels[-1], varied, strict=True):
+        panel.set_xlabel(axis, fontsize=9, color=INK)
     handles = [
         Line2D([], [], color=colour, marker=marker, linewidth=width, markersize=5, label=name)
         for name, (colour, marker, width) in zip(names, CURVE_STYLES, strict=False)
@@ -66,21 +63,18 @@ def curves(title: str, results: Sequence[Result]) -> Figure:
 def _panel(panel: Axes, here: Sequence[tuple[Point, Result]], names: Sequence[str]) -> None:
     for name, (colour, marker, width) in zip(names, CURVE_STYLES, strict=False):
         mine = sorted(((p.at, r) for p, r in here if p.curve == name), key=lambda pair: pair[0])
-        at = [x for x, _ in mine]
-        panel.plot(at, [r.ratio for _, r in mine], color=colour, marker=marker, linewidth=width, markersize=4.5)
-        panel.fill_between(at, [r.low for _, r in mine], [r.high for _, r in mine], color=colour, alpha=0.12, linewidth=0)
+        at, found = [x for x, _ in mine], [r for _, r in mine]
+        panel.fill_between(at, [r.low for r in found], [r.high for r in found], color=colour, alpha=0.12, linewidth=0)
+        panel.plot(at, [r.ratio for r in found], color=colour, marker=marker, linewidth=width, markersize=4.5)
+    panel.axhline(1.0, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log", base=2)
     values = sorted({p.at for p, _ in here})
     panel.set_xticks(values, [str(value) for value in values])
-    panel.set_yticks(RATIO_TICKS)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_major_locator(FixedLocator(RATIO_TICKS))
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_minor_locator(NullLocator())
-    top, bottom = max(r.high for _, r in here), min(r.low for _, r in here)
-    low, high = panel.get_ylim() if panel.lines else (bottom, top)
-    panel.set_ylim(min(low, 0.9), high)
-    panel.axhline(1.0, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
     panel.grid(axis="y", color="#e4e7ec", linewidth=0.7)
     panel.set_axisbelow(True)
     panel.tick_params(labelsize=8, colors=INK, length=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mode
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,10 +12,11 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from mmmoe.kernels.measure import Point, Result
 
-BLUE, RED, ORANGE, INK, GREY = "#2458c5", "#c4321f", "#e08a00", "#1c2430", "#667085"
+BLUE, RED, ORANGE, INK, GREY, GRID = "#2458c5", "#c4321f", "#e08a00", "#1c2430", "#667085", "#e4e7ec"
 CURVE_STYLES = ((BLUE, "o", 2.2), (ORANGE, "s", 1.5), (RED, "^", 1.5), (GREY, "D", 1.5))
 """Colour, marker and width of the curves, in the order in which they come."""
-RATIO_TICKS = (0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+RATIO_TICKS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+CLOSE_TICKS = (0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3)
 
 
 def bars(title: str, results: Sequence[Result]) -> Figure:
@@ -42,12 +44,20 @@ def curves(title: str, results: Sequence[Result]) -> Figure:
     levels = list(dict.fromkeys(point.level for point, _ in placed))
     names = list(dict.fromkeys(point.curve for point, _ in placed))
     varied = list(dict.fromkeys(point.axis for point, _ in placed))
-    size = (1.2 + 2.9 * len(varied), 1.4 + 2.8 * len(levels))
+    usual = _usual([r for _, r in placed])
+    size = (1.2 + 2.9 * len(varied), 1.6 + 2.8 * len(levels))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     panels = figure.subplots(len(levels), len(varied), squeeze=False, sharey="row", sharex="col")
     for row, level in enumerate(levels):
         for panel, axis in zip(panels[row], varied, strict=True):
             _panel(panel, [(p, r) for p, r in placed if (p.level, p.axis) == (level, axis)], names)
+            panel.axvline(usual.get(axis, 1), color=GRID, linewidth=5, zorder=0)
+        ratios = [
+            r.ratio for p, r in placed if p.level == level
+        ]  # not the bands: one slow round would flatten the rest
+        bottom, top = min(0.92, 0.92 * min(ratios)), 1.15 * max(ratios)
+        panels[row, 0].set_ylim(bottom, top)
+        panels[row, 0].yaxis.set_major_locator(FixedLocator(CLOSE_TICKS if top < 3.2 else RATIO_TICKS))
         panels[row, 0].set_ylabel(f"{level}\ntime over {placed[0][1].versus}", fontsize=9, color=INK)
     for panel, axis in zip(panels[-1], varied, strict=True):
         panel.set_xlabel(axis, fontsize=9, color=INK)
@@ -56,8 +66,16 @@ def curves(title: str, results: Sequence[Result]) -> Figure:
         for name, (colour, marker, width) in zip(names, CURVE_STYLES, strict=False)
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left", color=INK)
+    around = ", ".join(f"{key} {value}" for key, value in usual.items())
+    note = f"{title}\none varied around {around}; band: least and most of a round"
+    figure.suptitle(note, fontsize=9, x=0.01, ha="left", color=INK)
     return figure
+
+
+def _usual(results: Sequence[Result]) -> dict[str, int]:
+    """Returns the sizes that most points have: what each curve leaves as it is."""
+    sizes = [r.sizes or {} for r in results]
+    return {key: mode(size[key] for size in sizes if key in size) for key in (sizes[0] if sizes else ())}
 
 
 def _panel(panel: Axes, here: Sequence[tuple[Point, Result]], names: Sequence[str]) -> None:
@@ -71,11 +89,10 @@ def _panel(panel: Axes, here: Sequence[tuple[Point, Result]], names: Sequence[st
     panel.set_yscale("log", base=2)
     values = sorted({p.at for p, _ in here})
     panel.set_xticks(values, [str(value) for value in values])
-    panel.yaxis.set_major_locator(FixedLocator(RATIO_TICKS))
     panel.yaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_minor_locator(NullLocator())
-    panel.grid(axis="y", color="#e4e7ec", linewidth=0.7)
+    panel.grid(axis="y", color=GRID, linewidth=0.7)
     panel.set_axisbelow(True)
     panel.tick_params(labelsize=8, colors=INK, length=3)
     panel.spines[["top", "right"]].set_visible(False)

@@ -30,8 +30,8 @@ from lora_contenders import (
     linear_contenders,
 )
 
-from mmmoe.kernels.measure import Point, Result, compare, compare_bytes, difference, here, take_turns_in_parts
-from mmmoe.kernels.memory import Weighed, weigh
+from mmmoe.kernels.measure import Point, Result, compare, compare_amounts, difference, here, take_turns_in_parts
+from mmmoe.kernels.memory import MIB, Weighed, weigh
 from mmmoe.log import console
 
 ON_GPU = here().type == "cuda"
@@ -106,7 +106,7 @@ def _row_of_the_table(level: str, shape: Shape, rounds: int, device: torch.devic
         for way in others:
             own, other = size(weighed[OURS]), size(weighed[way])
             if other:  # a frozen linear keeps nothing
-                yield compare_bytes(f"{name}: {what}", own, way, other, bound=bound.get(way))
+                yield compare_amounts(f"{name}: {what}", own / MIB, way, other / MIB, "MiB", bound=bound.get(way))
 
 
 def _weighed(drawn: Drawn, contender: Contender, device: torch.device) -> Weighed:

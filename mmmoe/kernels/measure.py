@@ -20,7 +20,6 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from mmmoe.kernels.memory import MIB
 from mmmoe.log import console
 
 WARMUP = 2
@@ -28,6 +27,7 @@ LEAST_SECONDS = 2.0
 HEAD_START = 2_000_000
 """Cycles that a GPU idles, about a millisecond, while the host launches what is timed."""
 Run = Callable[[], object]
+Unit = Literal["ms", "MiB", "rows"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Result:
-    """One contender against another: medians of the same rounds, or bytes."""
+    """One contender against another: medians of the same rounds, or amounts."""
 
     name: str
     versus: str
@@ -52,7 +52,7 @@ class Result:
     high: float
     value: float
     versus_value: float
-    unit: Literal["ms", "MiB"] = "ms"
+    unit: Unit = "ms"
     error: float | None = None
     """Largest difference of the two results over the largest number in them."""
     bound: float | None = None
@@ -167,10 +167,12 @@ def compare(
     return Result(name, versus, ratio, min(each), max(each), 1e3 * mine, 1e3 * theirs, error=error, bound=bound)
 
 
-def compare_bytes(name: str, own: int, versus: str, other: int, *, bound: float | None = None) -> Result:
-    """Returns the ratio of the bytes of two ways."""
+def compare_amounts(
+    name: str, own: float, versus: str, other: float, unit: Unit, *, bound: float | None = None
+) -> Result:
+    """Returns the ratio of what two ways take of something that is the same in every round."""
     ratio = own / other
-    return Result(name, versus, ratio, ratio, ratio, own / MIB, other / MIB, unit="MiB", bound=bound)
+    return Result(name, versus, ratio, ratio, ratio, own, other, unit=unit, bound=bound)
 
 
 def difference(found: Tensor, want: Tensor) -> float:

@@ -14,7 +14,7 @@ from mmmoe.kernels import measure as measuring
 from mmmoe.kernels.grouped_lora.reference import grouped_lora_reference
 from mmmoe.kernels.lora_ffn.op import Factors, Frozen
 from mmmoe.kernels.lora_ffn.reference import lora_ffn_reference
-from mmmoe.kernels.measure import Point, Result, compare_bytes, one_thread
+from mmmoe.kernels.measure import Point, Result, compare_amounts, one_thread
 from mmmoe.kernels.memory import peak_of, weigh
 
 CPU = torch.device("cpu")
@@ -193,7 +193,7 @@ def test_files_hold_what_was_measured(results, tmp_path):
 
 
 def test_a_missed_bound_is_told(tmp_path, capsys):
-    good = compare_bytes("own", 3 * 2**20, "theirs", 4 * 2**20, bound=0.75)
+    good = compare_amounts("own", 3.0, "theirs", 4.0, "MiB", bound=0.75)
     bad = Result("slow", "fast", 1.2, 1.1, 1.3, 12.0, 10.0, bound=1.15)
     assert (good.ratio, good.value, good.versus_value, good.unit) == (0.75, 3.0, 4.0, "MiB")
     assert bench.publish("lora", [good], None, check=True)

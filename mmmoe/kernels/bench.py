@@ -145,9 +145,13 @@ def _table(title: str, results: Sequence[Result]) -> Table:
     for r in results:
         ratio = f"{'' if r.is_met else '[bold red]'}{r.ratio:.2f}"
         bound = "" if r.bound is None else f"{r.bound:.2f}"
-        values = f"{r.value:.3g} / {r.versus_value:.3g} {r.unit}"
+        values = f"{_short(r.value)} / {_short(r.versus_value)} {r.unit}"
         table.add_row(r.name, r.versus, ratio, f"{r.low:.2f} to {r.high:.2f}", values, bound)
     return table
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _tables_of_curves(results: Sequence[Result]) -> list[Table]:

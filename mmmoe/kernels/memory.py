@@ -46,22 +46,23 @@ def weigh(
         return t.detach()  # the same bytes; the tensor itself would keep its own graph alive
 
     def step() -> None:
-        kept.clear()
-        values.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             y = forward()
         gradients = backward(y)
         values.append(y.detach())
         del gradients
 
+    if device.type == "cuda":
+        step()  # once before, for the workspaces that torch's libraries take at their first use and keep
+        kept.clear()
+        values.clear()
     peak = peak_of(step, device)
     return Weighed(values[0], sum(kept.values()), peak)
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int:
-    """Returns the most bytes that live at once in a run, beyond those that lived before it; a GPU runs it twice."""
+    """Returns the most bytes that live at once in a run, beyond those that lived before it."""
     if device.type == "cuda":
-        run()  # once, for the workspaces that torch's libraries take at their first use and keep
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -16,7 +16,7 @@ BLUE, RED, ORANGE, INK, GREY, GRID = "#2458c5", "#c4321f", "#e08a00", "#1c2430",
 CURVE_STYLES = ((BLUE, "o", 2.2), (ORANGE, "s", 1.5), (RED, "^", 1.5), (GREY, "D", 1.5))
 """Colour, marker and width of the curves, in the order in which they come."""
 RATIO_TICKS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-CLOSE_TICKS = (0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3)
+CLOSE_TICKS = (0.8, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8)
 
 
 def bars(title: str, results: Sequence[Result]) -> Figure:
@@ -57,7 +57,7 @@ def curves(title: str, results: Sequence[Result]) -> Figure:
         ]  # not the bands: one slow round would flatten the rest
         bottom, top = min(0.92, 0.92 * min(ratios)), 1.15 * max(ratios)
         panels[row, 0].set_ylim(bottom, top)
-        panels[row, 0].yaxis.set_major_locator(FixedLocator(CLOSE_TICKS if top < 3.2 else RATIO_TICKS))
+        panels[row, 0].yaxis.set_major_locator(FixedLocator(CLOSE_TICKS if top < 8 else RATIO_TICKS))
         panels[row, 0].set_ylabel(f"{level}\ntime over {placed[0][1].versus}", fontsize=9, color=INK)
     for panel, axis in zip(panels[-1], varied, strict=True):
         panel.set_xlabel(axis, fontsize=9, color=INK)

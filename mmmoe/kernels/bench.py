@@ -87,7 +87,7 @@ def publish(name: str, results: Sequence[Result], out: Path | None, *, check: bo
     for r in results:
         if r.bound is not None:
             verdict = "met" if r.is_met else "MISSED"
-            console.print(f"{verdict}: {r.name} / {r.versus} {r.ratio:.2f}, bound {r.bound:.2f}", soft_wrap=True)
+            console.print(f"{verdict}: {r.name} / {r.versus} {r.ratio:.3f}, bound {r.bound:.2f}", soft_wrap=True)
     return all(r.is_met for r in results)
 
 

@@ -200,8 +200,8 @@ def test_a_missed_bound_is_told(tmp_path, capsys):
     assert not bench.publish("lora", [good, bad], tmp_path / "x.json", check=True)
     assert bench.publish("lora", [good, bad], None, check=False)
     told = capsys.readouterr().err
-    assert "met: own / theirs 0.75, bound 0.75" in told
-    assert "MISSED: slow / fast 1.20, bound 1.15" in told
+    assert "met: own / theirs 0.750, bound 0.75" in told
+    assert "MISSED: slow / fast 1.200, bound 1.15" in told
     assert "MiB" in told
     assert (tmp_path / "x.png").is_file()
 

@@ -30,7 +30,16 @@ from lora_contenders import (
     linear_contenders,
 )
 
-from mmmoe.kernels.measure import Point, Result, compare, compare_amounts, difference, here, take_turns_in_parts
+from mmmoe.kernels.measure import (
+    Point,
+    Result,
+    compare,
+    compare_amounts,
+    difference,
+    here,
+    showing,
+    take_turns_in_parts,
+)
 from mmmoe.kernels.memory import MIB, Weighed, weigh
 from mmmoe.log import console
 
@@ -88,7 +97,11 @@ def _row_of_the_table(level: str, shape: Shape, rounds: int, device: torch.devic
     name = f"{level} {shape.width} to {shape.inner}, E {shape.experts}, K {shape.chosen}"
     console.print(f"{name}: {rounds} rounds of forward and backward", style="dim")
     drawn, contenders = LEVELS[level](shape, device, _dtype(device))
-    weighed = {way: _weighed(drawn, contender, device) for way, contender in contenders.items()}
+    weighed: dict[str, Weighed] = {}
+    with showing(len(contenders)) as show:
+        for way, contender in contenders.items():
+            show(f"bytes of {way}")
+            weighed[way] = _weighed(drawn, contender, device)
     error = difference(weighed[OURS].value, weighed[MOE_PEFT].value)
     parts = {way: contender.parts() for way, contender in contenders.items()}
     # Weighing was each one's first step; on a CPU that is all the warming up there is to do.

@@ -24,6 +24,7 @@ from mmmoe.log import console
 
 WARMUP = 2
 LEAST_SECONDS = 2.0
+REDRAW_SECONDS = 0.2
 HEAD_START = 2_000_000
 """Cycles that a GPU idles, about a millisecond, while the host launches what is timed."""
 Run = Callable[[], object]
@@ -97,6 +98,26 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def showing(total: int) -> Iterator[Callable[[str], None]]:
+    """Gives a function that tells a terminal what comes next of so many things; elsewhere it is silent.
+
+    A thread that redraws would be part of the process' CPU time, so the line changes between two runs, and rarely.
+    """
+    with Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        done, shown = itertools.count(), 0.0
+
+        def show(name: str) -> None:
+            nonlocal shown
+            number, now = next(done), time.perf_counter()
+            if now - shown > REDRAW_SECONDS:
+                progress.update(task, completed=number, description=name, refresh=True)
+                shown = now
+
+        yield show
+
+
 def seconds_of(parts: Sequence[Run], device: torch.device) -> list[float]:
     """Returns the seconds from the start to the end of each part: CPU time of this process, or the device's time."""
     if device.type == "cpu":
@@ -134,17 +155,14 @@ def take_turns_in_parts(
     times: list[dict[str, list[float]]] = [{name: [] for name in ways} for _ in range(num_parts)]
     names = list(ways)
     started = time.perf_counter()
-    # A thread that redraws would be part of the process' CPU time, so what is shown changes between two runs alone.
-    with Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=(warmup + rounds) * len(names))
+    with showing((warmup + rounds) * len(names)) as show:
         for round_ in itertools.count():
             if round_ >= warmup + rounds and time.perf_counter() - started > LEAST_SECONDS:
                 break
             first = round_ % len(names)
             for name in names[first:] + names[:first]:
-                progress.update(task, description=name, refresh=True)
+                show(name)
                 seconds = seconds_of(ways[name], device)
-                progress.advance(task)
                 if round_ >= warmup:
                     for part, end in zip(times, seconds, strict=True):
                         part[name].append(end)

@@ -18,9 +18,8 @@ check: .venv/installed  ## style, types, floors and the house rules
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/test_house.py
 
-bench: .venv/installed  ## ratios against peers, in one process; fails where a bound is missed
-	$(BIN)/mmmoe bench kernels --check
-	$(BIN)/mmmoe bench step --check
+bench: .venv/installed  ## ratios against peers, in one process each; both run, and a missed bound of either fails
+	$(BIN)/mmmoe bench kernels --check; kernels=$$?; $(BIN)/mmmoe bench lora --check && exit $$kernels
 
 kernels: .venv/installed  ## compile the kernels for this processor and for GPUs, instead of at their first use
 	$(BIN)/python -m mmmoe.kernels.build
@@ -29,7 +28,8 @@ gpu: export PYTHONPATH = .
 gpu:  ## on a machine with a CUDA device: kernels, gpu-marked tests and benchmarks, with that machine's own Python
 	$(PYTHON) -m mmmoe.kernels.build
 	$(PYTHON) -m pytest tests/kernels -m gpu
-	$(PYTHON) -m mmmoe.kernels.bench kernels --json kernels/bench/results --check
+	$(PYTHON) -m mmmoe.kernels.bench kernels --json kernels/bench/results --check; kernels=$$?; \
+	$(PYTHON) -m mmmoe.kernels.bench lora --json kernels/bench/results --check && exit $$kernels
 
 docs: .venv/installed  ## the JSON schema of every declaration, for editors
 	$(BIN)/mmmoe config schema > configs/schema.json

@@ -93,28 +93,29 @@ def experiment(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="step, an op (`kernels`: all of them)")] = "step",
+    name: Annotated[str, typer.Argument(help="step, lora, an op (`kernels`: all of them)")] = "step",
     settings: Annotated[
-        list[str] | None, typer.Argument(help="sizes of an op; for step config=FILE and overrides, as key=value")
+        list[str] | None, typer.Argument(help="sizes of an op or of lora; for step config=FILE and overrides")
     ] = None,
     json: Annotated[
         Path | None, typer.Option(help="write the results to this file or folder, and a plot beside them")
     ] = None,
     check: Annotated[bool, typer.Option(help="a line for every bound; exit status 1 if one is missed")] = False,
 ) -> None:
-    """Time a training step with experts, or the ops, against their peers in one process."""
+    """Time a training step with experts, the layers of experts (and a step), or the ops, against their peers."""
     from mmmoe.kernels.bench import measure, parse_sizes, publish
 
     given = settings or []
-    if name == "step":
+    if name not in ("step", "lora"):
+        results = measure(name, parse_sizes(given))
+    else:
         from mmmoe.stages.bench import bench_step
 
         files = [setting.partition("=")[2] for setting in given if setting.startswith("config=")]
-        overrides = [setting for setting in given if not setting.startswith("config=")]
+        rest = [setting for setting in given if not setting.startswith("config=")]
         config = Path(files[-1] if files else "configs/llava_mole_tiny.yaml")
-        results = bench_step(load(config, RunSpec, overrides))
-    else:
-        results = measure(name, parse_sizes(given))
+        spec = load(config, RunSpec, rest if name == "step" else [])  # a mistake in it is told before minutes pass
+        results = [*(measure(name, parse_sizes(rest)) if name == "lora" else []), *bench_step(spec)]
     raise typer.Exit(0 if publish(name, results, json, check=check) else 1)
 
 

@@ -1,10 +1,9 @@
-"""LoRA experts: what `auto` chooses beside the best strategy, over E * R and K, and a whole layer beside plain LoRA.
+"""LoRA experts: what `auto` chooses beside the best strategy, over E * R and K.
 
-mmmoe bench grouped_lora [tokens=4096 width=1024 inner=4096 rank=16 rounds=5]
+mmmoe bench grouped_lora [tokens=4096 width=1024 rank=16 rounds=5]
 
-Forward and backward with every gradient. The sweep times the op alone, D and F both `width`. The layer is a frozen
-linear of `width` to `inner` and its adapter; plain LoRA is written as PEFT writes it, of the same rank, for all tokens.
-On a GPU in bfloat16, and beside ScatterMoE where that is installed.
+Forward and backward with every gradient, of the op alone, D and F both `width`. On a GPU in bfloat16, and beside
+ScatterMoE where that is installed. A whole layer beside plain LoRA and others: bench_lora.py.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmmoe.kernels.grouped_lora.cost import Sizes, Strategy, cheapest
 from mmmoe.kernels.grouped_lora.fused import can_fuse
 from mmmoe.kernels.grouped_lora.op import grouped_lora
 from mmmoe.kernels.measure import Result, Run, compare, difference, take_turns
 
-DEFAULTS = {"tokens": 4096, "width": 1024, "inner": 4096, "rank": 16, "rounds": 5}
+DEFAULTS = {"tokens": 4096, "width": 1024, "rank": 16, "rounds": 5}
 RANKS = (64, 128, 256, 512, 1024, 2048, 4096)
 CHOSEN = (1, 2, 4, 8)
 SCALE = 2.0
@@ -31,7 +29,7 @@ SCATTERMOE = "ScatterMoE"
 
 
 class Drawn:
-    """Inputs of one shape, with gradients wanted of all but the frozen layer."""
+    """Inputs of one shape, with gradients wanted of all of them."""
 
     def __init__(self, sizes: Sizes, device: torch.device) -> None:
         tokens, width, out, experts, rank, chosen = astuple(sizes)
@@ -42,10 +40,8 @@ class Drawn:
             return (torch.randn(shape, device=device) * size).to(dtype).requires_grad_()
 
         self.x, self.base, self.dy = draw(tokens, width), draw(tokens, out), draw(tokens, out).detach()
-        self.weight = draw(out, width, size=width**-0.5).detach()
         self.a = torch.nn.Parameter(draw(experts, rank, width, size=width**-0.5).detach())
         self.b = torch.nn.Parameter(draw(experts, out, rank, size=0.1).detach())
-        self.one_a, self.one_b = (torch.nn.Parameter(stack[0].detach().clone()) for stack in (self.a, self.b))
         logits = torch.randn(tokens, experts, device=device)
         gate, self.index = logits.softmax(1).topk(chosen)
         self.gate = gate.to(dtype).requires_grad_()
@@ -53,15 +49,6 @@ class Drawn:
     def op(self, strategy: Strategy) -> Tensor:
         """Returns the op's result by a strategy."""
         return grouped_lora(self.base, self.x, self.a, self.b, self.index, self.gate, scale=SCALE, strategy=strategy)
-
-    def layer(self) -> Tensor:
-        """Returns the frozen layer with its experts."""
-        base = F.linear(self.x, self.weight)
-        return grouped_lora(base, self.x, self.a, self.b, self.index, self.gate, scale=SCALE)
-
-    def plain(self) -> Tensor:
-        """Returns the frozen layer with plain LoRA."""
-        return F.linear(self.x, self.weight) + F.linear(F.linear(self.x, self.one_a), self.one_b) * SCALE
 
     def scattermoe(self) -> Callable[[], Tensor]:
         """Returns the same by ScatterMoE's experts without an activation, whose hidden width is the rank."""
@@ -74,30 +61,15 @@ class Drawn:
 
     def step(self, way: Callable[[], Tensor]) -> Run:
         """Returns a forward and backward of one of the above."""
-        leaves = [self.x, self.a, self.b, self.one_a, self.one_b, self.gate, self.base]
+        leaves = [self.x, self.a, self.b, self.gate, self.base]
         return lambda: torch.autograd.grad(way(), leaves, self.dy, allow_unused=True)
 
 
 def measure(sizes: dict[str, int], device: torch.device) -> Iterator[Result]:
-    """Yields the layer against plain LoRA and the frozen layer, then the sweep."""
-    yield from _layer(sizes, device)
+    """Yields a result for each sum of ranks and number of choices, two where there is a peer."""
     for ranks in RANKS:
         for chosen in CHOSEN:
             yield from _point(sizes, ranks, chosen, device)
-
-
-def _layer(sizes: dict[str, int], device: torch.device) -> Iterator[Result]:
-    for out in (sizes["inner"], sizes["width"]):
-        drawn = Drawn(Sizes(sizes["tokens"], sizes["width"], out, 8, sizes["rank"], 2), device)
-        ways = {
-            "experts": drawn.layer,
-            "plain LoRA": drawn.plain,
-            "frozen layer": lambda drawn=drawn: F.linear(drawn.x, drawn.weight),
-        }
-        times = take_turns({name: drawn.step(way) for name, way in ways.items()}, 3 * sizes["rounds"], device)
-        name = f"layer {sizes['width']} to {out}, E * R {8 * sizes['rank']}, K 2"
-        yield compare(name, times["experts"], "plain LoRA", times["plain LoRA"], bound=1.15)
-        yield compare(name, times["experts"], "frozen layer", times["frozen layer"])
 
 
 def _point(sizes: dict[str, int], ranks: int, chosen: int, device: torch.device) -> Iterator[Result]:

@@ -1,8 +1,6 @@
 """The order of rows to ranks beside sorting in torch, and the bytes that sending once saves.
 
 mmmoe bench send_order [tokens=8192 experts=64 rounds=40]
-
-In the lines of rows sent, rows stand where times stand in milliseconds.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mmmoe.kernels.measure import Result, compare, take_turns
+from mmmoe.kernels.measure import Result, compare, compare_amounts, take_turns
 from mmmoe.kernels.send_order.op import send_order
 
 DEFAULTS = {"tokens": 8192, "experts": 64, "rounds": 40}
@@ -31,7 +29,7 @@ def measure(sizes: dict[str, int], device: torch.device) -> Iterator[Result]:
         name = f"send_order, K {chosen}, {ranks} ranks"
         yield compare(name, times["own"], "sort and unique in torch", times["unique"])
         sent = float(send_order(expert_NK, sizes["experts"], ranks).offset_E1[-1])
-        yield compare(f"{name}, rows sent", [sent / 1e3], "one row a choice", [expert_NK.numel() / 1e3])
+        yield compare_amounts(f"{name}, rows sent", sent, "one row a choice", expert_NK.numel(), "rows")
 
 
 def _by_unique(rank_NK: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ an equal share is 1 / E.
 |           | their equal share (E - k) / E, of the choices                                                      |
 
 Neither is asked of a router with no choice (E = k, one expert), nor before there are 100 choices an expert. With
-selection dense every expert takes part; there the count is of the most probable one, so k is 1. Where a layer has
-several routers each is judged by itself. In training the rule is put to the last steps at every step (`stages/watch`),
-in the report to the last fifth of a stage.
+selection dense every expert takes part; there the count is of the most probable one, so k is 1; with top_p k is the
+mean, rounded up. Where a layer has several routers each is judged by itself. In training the rule is put to the last
+steps at every step (`mmmoe.stages.watch`), in the report to the last fifth of a stage.
 
 Left out: a router without preference. Its entropy is near the largest, but that is also where the balance loss alone,
 as in LLaVA-MoLE's un-gated rule, is meant to lead; the entropy plot and the split say which of the two it is.

@@ -12,6 +12,9 @@ from mmmoe.report.files import Row
 
 Array = npt.NDArray[np.float64]
 
+NEARLY = 0.05
+"""Choices a position that do not count as one more."""
+
 
 @dataclass(frozen=True)
 class RouterCounts:
@@ -30,11 +33,13 @@ class RouterCounts:
         return experts_R
 
     def num_chosen(self) -> Array:
-        """Returns how many experts of each router (R,) a position chooses, exactly: choices over positions.
+        """Returns how many experts of each router (R,) a position chooses: choices over positions.
 
-        With selection dense it is 1: there the count is that of the most probable expert.
+        That is exactly k with top-k, and 1 with dense, where the count is that of the most probable expert. With top_p,
+        where the number is not fixed, it is the mean, rounded up unless it is whole but for a few positions.
         """
-        chosen_R: Array = np.round(np.nansum(self.count_RE, axis=1) / max(self.positions, 1.0))
+        mean_R = np.nansum(self.count_RE, axis=1) / max(self.positions, 1.0)
+        chosen_R: Array = np.ceil(mean_R - NEARLY)
         return chosen_R
 
     def shares(self) -> Array:

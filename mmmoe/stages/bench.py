@@ -11,6 +11,7 @@ from mmmoe import dist
 from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
 from mmmoe.engine.groups import freeze
 from mmmoe.kernels.measure import Result, compare, one_thread, take_turns
+from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
@@ -38,6 +39,7 @@ def bench_step(spec: RunSpec) -> list[Result]:
     rows = stage.training.micro_batch
     inputs = _inputs(contenders[EXPERTS], rows)
     runs = {name: partial(_step, model, inputs) for name, model in contenders.items()}
+    console.print(f"a step of {rows} rows: {', '.join(runs)}", style="dim")
     with one_thread(dist.device()):
         times = take_turns(runs, ROUNDS, dist.device())
     name = f"{spec.name}, a step of {rows} rows with experts"

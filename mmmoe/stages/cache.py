@@ -14,6 +14,7 @@ from mmmoe.data.shards import ShardSet
 from mmmoe.engine.checkpoint import read
 from mmmoe.log import logger
 from mmmoe.models.language import tokenizer_folder
+from mmmoe.models.lora.spec import AdapterSpec, LoRASpec
 from mmmoe.models.spec import ModelSpec, PretrainedLanguage
 from mmmoe.stages.handover import Heritage, adapters_in
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -59,8 +60,7 @@ class StageCache:
 def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> dict[str, Any]:
     declared = stage.model_dump(mode="json", exclude={"reuse", "init_from"})
     declared["training"].pop("checkpoint")
-    if not any(adapter.dropout for adapter in adapters_in(run, stage)):
-        # Without dropout the cut into micro-batches changes a result by rounding only.
+    if not any(_depends_on_cut(adapter) for adapter in adapters_in(run, stage)):
         declared["training"].pop("micro_batch")
     parent = (heritage.path / "manifest.json").read_bytes() if heritage else b""
     tokenizer = paths.resolve(tokenizer_folder(run.model))
@@ -78,6 +78,13 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
         },
         "parent": hashlib.sha256(parent).hexdigest(),
     }
+
+
+def _depends_on_cut(adapter: AdapterSpec) -> bool:
+    """Says whether the cut into micro-batches changes a result by more than rounding."""
+    if adapter.dropout > 0 or isinstance(adapter, LoRASpec):
+        return adapter.dropout > 0
+    return adapter.router.jitter > 0 or (adapter.balance.kind != "none" and adapter.balance.over == "micro_batch")
 
 
 def _weights(spec: ModelSpec) -> list[tuple[str, int, int]]:

@@ -23,8 +23,10 @@ class VariantSpec(Spec):
     """One run of an experiment."""
 
     name: str
+    config: str | None = None
+    """The run it starts from, if not the experiment's."""
     overrides: list[str] = []
-    """What differs from the experiment's configuration, as `key=value`."""
+    """What differs from that configuration, as `key=value`."""
 
 
 class ExperimentSpec(Spec):
@@ -32,7 +34,7 @@ class ExperimentSpec(Spec):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     config: str
-    """The run that all variants start from."""
+    """The run that variants start from."""
     overrides: list[str] = []
     """What all variants change in it."""
     variants: list[VariantSpec] = Field(min_length=2)
@@ -63,7 +65,8 @@ def run_experiment(experiment: ExperimentSpec) -> int:
 
 
 def _spec_of(experiment: ExperimentSpec, variant: VariantSpec) -> RunSpec:
-    return load(paths.resolve(experiment.config), RunSpec, [*experiment.overrides, *variant.overrides])
+    config = paths.resolve(variant.config or experiment.config)
+    return load(config, RunSpec, [*experiment.overrides, *variant.overrides])
 
 
 def _one(spec: RunSpec, path: Path) -> int:

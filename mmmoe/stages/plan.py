@@ -38,7 +38,7 @@ def print_plan(spec: RunSpec) -> None:
     console.print(_stage_table(spec))
     for stage in spec.stages:
         console.print(_parameter_table(spec, stage))
-        if any(isinstance(adapter, ExpertsSpec) for adapter in stage.adapters):
+        if any(isinstance(adapter, ExpertsSpec) and adapter.level == "block" for adapter in stage.adapters):
             console.print(_grid_table(spec.model, stage.adapters))
     for line in missing:
         console.print(f"[yellow]missing[/yellow] {line}", highlight=False, soft_wrap=True)

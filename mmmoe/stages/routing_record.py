@@ -17,7 +17,7 @@ def routing_record(
 
     - `load`: choices of each expert by source, modality and layer; routers of one layer are added up.
     - `load_by_router`: choices of each expert by router, all data together, where a layer has several routers.
-    - `positions`: positions that each router decided over; a router's choices are k times as many.
+    - `positions`: positions that each router decided over; its choices are k times as many with top-k.
     - `entropy`: by layer, the mean entropy of its routers as a share of the largest possible, log(experts); null where
       no router has more than one expert.
 

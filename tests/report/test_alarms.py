@@ -53,6 +53,14 @@ def test_where_nearly_all_are_chosen_even_routing_is_no_collapse():
     ]  # fmt: skip
 
 
+def test_with_top_p_k_is_the_mean_rounded_up():
+    assert kinds([1000, 300, 2, 2], positions=1000) == [
+        ("dead", "layer 0", (2,)), ("dead", "layer 0", (3,)), ("collapsed", "layer 0", (0, 1)),
+    ]  # fmt: skip
+    assert kinds([1000, 5, 5, 5], positions=1000)[-1] == ("collapsed", "layer 0", (0,)), "a few positions count not"
+    assert kinds([700, 400, 300, 300], positions=1000) == []
+
+
 def test_no_choice_no_alarm():
     assert kinds([1000]) == []
     assert kinds([1000, 1000], k=2) == []

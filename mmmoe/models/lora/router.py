@@ -53,6 +53,10 @@ class Router(nn.Linear):
             assert self.spec.k is not None
             chosen_NK, index_NK = probability_NE.topk(self.spec.k, dim=-1)
             return Choice(index_NK, chosen_NK / chosen_NK.sum(dim=-1, keepdim=True))
+        if self.spec.selection == "top_p":
+            assert self.spec.p is not None
+            weight_NE, index_NE = top_p(probability_NE, self.spec.p)
+            return Choice(index_NE, weight_NE / weight_NE.sum(dim=-1, keepdim=True))
         index_N1 = probability_NE.argmax(dim=-1, keepdim=True)
         if self.spec.selection == "top1":
             return Choice(index_N1)
@@ -61,3 +65,14 @@ class Router(nn.Linear):
             # p - p is exactly 0, so the forward value is exactly 1.
             chosen_N1 = chosen_N1 - chosen_N1.detach() + 1.0
         return Choice(index_N1, chosen_N1)
+
+
+def top_p(probability_NE: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Returns each row's experts by falling probability (N, E) and their weights; 0 for those that are not chosen.
+
+    Chosen are the most probable until their sum passes p, the one that passes it included (MixLoRA-dynamic in MoE-PEFT,
+    which leaves the weights as they are; the router renormalises them).
+    """
+    sorted_NE, index_NE = probability_NE.sort(dim=-1, descending=True, stable=True)
+    before_NE = sorted_NE.cumsum(dim=-1) - sorted_NE
+    return sorted_NE.masked_fill(before_NE > p, 0.0), index_NE

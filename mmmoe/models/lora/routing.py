@@ -54,11 +54,10 @@ class Positions:
 
     def loads(self, index_BTK: Tensor, num_experts: int) -> Tensor:
         """Returns how often each expert was chosen, per sample and modality (B, M, E) int64."""
-        batch, length, chosen = index_BTK.shape
-        kinds = len(self.modalities)
+        batch, kinds = index_BTK.shape[0], len(self.modalities)
         sample_B11 = torch.arange(batch, device=index_BTK.device).view(-1, 1, 1)
-        place_BTK = (sample_B11 * kinds + self.modality_BT[:, :, None]) * num_experts + index_BTK
-        counted_BTK = self.mask_BT[:, :, None].expand(batch, length, chosen).long()
+        place_BTK = (sample_B11 * kinds + self.modality_BT[:, :, None]) * num_experts + index_BTK.clamp(min=0)
+        counted_BTK = (self.mask_BT[:, :, None] & (index_BTK >= 0)).long()
         load = counted_BTK.new_zeros(batch * kinds * num_experts)
         return load.scatter_add_(0, place_BTK.reshape(-1), counted_BTK.reshape(-1)).view(batch, kinds, num_experts)
 
@@ -87,7 +86,10 @@ def with_routing(
 def _terms(one: Routed, rows: Rows, positions: Positions) -> dict[str, tuple[Tensor, Tensor, float]]:
     """Returns an adapter's terms by name: of each sample (B,), of each sample and layer (B, G), and the coefficient."""
     balance = one.spec.balance
-    sums = [RouterSums.together([_sums(rows[site], positions) for site in sites]) for sites in one.tape.layers.values()]
+    sums = [
+        RouterSums.together([router_sums(rows[site], positions) for site in sites])
+        for sites in one.tape.layers.values()
+    ]
     terms: dict[str, tuple[Tensor, Tensor, float]] = {}
     if balance.kind != "none":
         terms["balance"] = (*balance_terms(sums, balance), balance.weight)
@@ -96,7 +98,8 @@ def _terms(one: Routed, rows: Rows, positions: Positions) -> dict[str, tuple[Ten
     return terms
 
 
-def _sums(row: RoutingRow, positions: Positions) -> RouterSums:
+def router_sums(row: RoutingRow, positions: Positions) -> RouterSums:
+    """Returns what a router did, summed over the positions that count."""
     mask_BT = positions.mask_BT
     num_experts = row.probability_BTE.shape[-1]
     load_BE = positions.loads(row.index_BTK, num_experts).sum(1)

@@ -7,7 +7,7 @@ the papers are points of this grammar: LLaVA-MoLE is `block` with `top1`, MoLA `
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,12 +38,15 @@ class RouterSpec(Spec):
     unit: Literal["token", "sample"] = "token"
     """token: every position decides for itself; sample: one decision a sample, from the mean over its prompt (the
     positions before the first target; in generation the prompt), kept while the answer is written."""
-    selection: Literal["top1", "top1_gated", "top1_straight_through", "topk", "dense"] = "top1"
+    selection: Literal["top1", "top1_gated", "top1_straight_through", "topk", "top_p", "dense"] = "top1"
     """top1: the most probable expert with weight 1 (the task loss gives the router no gradient); top1_gated: times its
     probability (Switch); top1_straight_through: forward as top1, gradient as top1_gated; topk: the k most probable,
-    weights renormalised to add up to 1; dense: every expert by its probability."""
+    weights renormalised to add up to 1; top_p: as many of the most probable as pass p together, renormalised; dense:
+    every expert by its probability."""
     k: int | None = Field(default=None, ge=1)
     """Experts of a token, with selection topk only."""
+    p: float | None = Field(default=None, gt=0, lt=1)
+    """Probability that a token's experts pass together, with selection top_p only."""
     bias: bool = True
     init_std: float | None = Field(default=None, gt=0)
     """Standard deviation of fresh weights; null draws them as torch's linear layer does (Kaiming-uniform)."""
@@ -51,7 +54,9 @@ class RouterSpec(Spec):
     """In training the router's input is multiplied by numbers from U(1 - jitter, 1 + jitter)."""
 
     @model_validator(mode="after")
-    def _k_belongs_to_topk(self) -> RouterSpec:
+    def _sizes_belong_to_selections(self) -> RouterSpec:
+        if (self.selection == "top_p") != (self.p is not None):
+            raise ValueError(f"p={self.p} with selection {self.selection}: p belongs to top_p, which needs one")
         if self.selection == "topk" and (self.k is None or self.k < 2):
             raise ValueError(
                 f"selection topk needs k of 2 or more, got {self.k}: the renormalised weight of one is always 1, "
@@ -76,13 +81,20 @@ class BalanceSpec(Spec):
     means over all samples that pass together, as most code does: it leaves a sample's experts free to be its own, but
     depends on the size of the micro-batch."""
     weight: float = Field(default=0.01, ge=0.0)
-    """Coefficient of the term in the loss."""
+    """Coefficient of the term in the loss; 0 with kind none."""
     z_weight: float = Field(default=0.0, ge=0.0)
     """Coefficient of the mean squared logsumexp of the router's logits, which keeps them small (z-loss)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_term_weighs_nothing(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("kind") == "none":
+            return {"weight": 0.0} | given
+        return given
+
     @model_validator(mode="after")
     def _weight_has_a_term(self) -> BalanceSpec:
-        if self.kind == "none" and "weight" in self.model_fields_set and self.weight > 0:
+        if self.kind == "none" and self.weight > 0:
             raise ValueError(f"weight={self.weight} has no term to weigh with kind none; leave it out or give a kind")
         return self
 
@@ -123,8 +135,8 @@ class ExpertsSpec(Spec):
 
     @property
     def num_chosen(self) -> int | None:
-        """Experts of a token; None for all of them."""
-        return {"topk": self.router.k, "dense": None}.get(self.router.selection, 1)
+        """Experts of a token; None where it may be any number."""
+        return {"topk": self.router.k, "top_p": None, "dense": None}.get(self.router.selection, 1)
 
     @model_validator(mode="after")
     def _combination_means_something(self) -> ExpertsSpec:
@@ -134,7 +146,7 @@ class ExpertsSpec(Spec):
         if self.level == "ffn" and selection == "top1_gated":
             raise ValueError(
                 "level ffn multiplies the frozen block by the sum of the gates, so they must add up to 1; "
-                "top1_gated's do not: use top1, top1_straight_through, topk or dense"
+                "top1_gated's do not: use top1, top1_straight_through, topk, top_p or dense"
             )
         if selection == "top1" and (balance.kind == "none" or balance.weight == 0):
             raise ValueError(

@@ -22,7 +22,7 @@ class RoutingRow:
     probability_BTE: Tensor
     """Softmax over all experts, float32, with graph."""
     index_BTK: Tensor
-    """Experts of each position, int64; with selection dense the most probable alone (K 1)."""
+    """Experts of each position, int64; -1 where fewer than K were chosen; with dense the most probable alone (K 1)."""
     is_trained: bool = True
     """Whether the router has a parameter that trains."""
 
@@ -87,9 +87,7 @@ class RoutingTape:
                 None if gate is None else gate.repeat_interleave(length, dim=0),
             )
         if self._rows is not None:
-            index = choice.index_NK if router.spec.selection != "dense" else probability.argmax(dim=-1, keepdim=True)
-            if is_once and router.spec.selection == "dense":
-                index = index.repeat_interleave(length, dim=0)
+            index = self._counted(router, choice)
             self._rows[site] = RoutingRow(
                 rows.view(batch, -1, rows.shape[-1]),
                 probability.view(batch, -1, rows.shape[-1]),
@@ -97,6 +95,16 @@ class RoutingTape:
                 any(parameter.requires_grad for parameter in router.parameters()),
             )
         return choice
+
+    @staticmethod
+    def _counted(router: Router, choice: Choice) -> Tensor:
+        """Returns the experts that count as chosen."""
+        gate_NK = choice.gate_NK
+        if gate_NK is not None and router.spec.selection == "dense":
+            return gate_NK.argmax(dim=-1, keepdim=True)
+        if gate_NK is not None and router.spec.selection == "top_p":
+            return choice.index_NK.masked_fill(gate_NK == 0, -1)
+        return choice.index_NK
 
     def _sample_logits(self, router: Router, x_BTD: Tensor, site: int) -> Tensor:
         """Returns the logits (B, E) of each sample, from the mean over its prompt."""

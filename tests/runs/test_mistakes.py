@@ -79,7 +79,7 @@ def test_pattern_that_matches_nothing(own_project, mmmoe):
     assert "stages.align.trains: 'conector.*' matches no parameter" in said
     assert "connector" in said
     said = refused(mmmoe, own_project, "stages.mole.adapters.1.sites=[language.*.mpl]")
-    assert "adapter site 'language.*.mpl' names no SwiGLU block" in said
+    assert "adapter site 'language.*.mpl' names no gated feed-forward block" in said
 
 
 def test_coefficient_that_no_module_consumes(own_project, mmmoe):

@@ -1,19 +1,19 @@
 // The register tiles that lora_ffn.cpp is made of: a few slots by one span of hidden columns, forward and backward.
 //
 // A tile adds up all projections of its slots in registers, goes on to the activation there, and only then writes. Rows
-// of tokens lie in copies of one span by one block of tokens, (tokens, kWidth), which stay in the second cache; rows of
-// slots in chunks, (kChunk, kWidth), which stay in the first. What is narrower is filled up with zeros, so no tile has a
-// rest of columns. Ranks of zg, zu and dzd come as (R, kTile) for each tile.
+// of tokens lie in copies of one span by one block of tokens, (tokens, kWidth), which stay in the cache; rows of slots
+// in chunks, (kChunk, kWidth), beside them. What is narrower is filled up with zeros, so no tile has a rest of columns.
+// Ranks of zg, zu and dzd come as (R, kTile) for each tile.
 #pragma once
 
 #include "small_products.h"
 
 namespace {
 
-constexpr int64_t kWidth = 64;  // columns of a span: a row of them is four lines of the cache
-constexpr int64_t kChunk = 32;  // slots of one expert worked on together
+constexpr int64_t kWidth = 128;   // columns of a span: with 64, walks of page tables cost the backward 8 %
+constexpr int64_t kChunk = 32;    // slots of one expert worked on together
 constexpr int64_t kRankPad = 16;  // ranks are padded to a multiple of this, whole vectors of any type
-constexpr int kTile = 8;        // slots of a register tile: 3 projections of 8 rows take 24 of AVX-512's 32 registers
+constexpr int kTile = 8;          // slots of a register tile: 3 projections of 8 rows take 24 of AVX-512's 32 registers
 
 enum Activation : int { kSilu = 0, kGeluTanh = 1 };
 
@@ -22,8 +22,9 @@ template <class T>
 inline Vector<T> sigmoid(Vector<T> q) {
   if constexpr (sizeof(T) == 4) {
     using Int = Vector<int32_t>;
-    q = q > 87.f ? 87.f - 0 * q : q;  // 0 * q: a comparison must give vectors on both sides
-    q = q < -87.f ? -87.f - 0 * q : q;
+    const Vector<T> most = Vector<T>{} + 87.f;
+    q = q > most ? most : q;
+    q = q < -most ? -most : q;
     const Vector<T> n = (q * -1.44269504f + 12582912.f) - 12582912.f;
     const Vector<T> r = (-q - n * 0.693359375f) + n * 2.12194440e-4f;
     Vector<T> p = r * 1.9875691500e-4f + 1.3981999507e-3f;

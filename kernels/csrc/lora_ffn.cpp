@@ -18,7 +18,8 @@
 namespace {
 
 constexpr int64_t kStripes = 16;      // most stripes: each costs an (S, R) of partial sums, and a thread needs one
-constexpr int64_t kBlock = 512;       // tokens of a block: 5 spans of them are 640 KiB of the second cache
+constexpr int64_t kBlock = 1024;      // tokens of a block: of 64 experts with 2 chosen, each has a chunk of 32 slots
+
 
 // How a call is cut, and what it needs to work in; the same for any number of threads but for the room of each.
 struct Cut {
@@ -226,6 +227,7 @@ void forward(const Block<T> &b, T *u_NF, T *zd_SR) {
   const Cut &s = b.cut;
   const Plan<T> plan(b);
   T *part = b.work + s.turned_size();
+  want_huge_pages(u_NF, s.N * s.F * sizeof(T));
   over_spans(b, [&](const Room<T> &room, int64_t stripe, int64_t w, int64_t width, bool is_first) {
     for (int64_t block = 0; block < s.blocks(); block++) {
       room.bring(b.c_gate, block, w, width, room.rows.c_gate);
@@ -252,7 +254,8 @@ void forward(const Block<T> &b, T *u_NF, T *zd_SR) {
 template <class T>
 struct Gradients {
   const T *du_NF;
-  T *dc_gate, *dc_up, *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
+  T *dc_gate, *dc_up;  // dc_up may be du itself: a block's du is copied before its dc_up is written
+  T *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
 };
 
 template <class T, int kActivation>
@@ -337,7 +340,6 @@ EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const void *zg, 
   });
 }
 
-// dc_up may be du itself: a block's rows of du are copied before its rows of dc_up are written.
 EXPORT int mmmoe_lora_ffn_backward(const void *c_gate, const void *c_up, const void *zg, const void *zu, const void *bg,
                                    const void *bu, const void *ad, const void *gate, const int64_t *order,
                                    const int64_t *offset, const void *du, const void *dzd, void *dc_gate, void *dc_up,

@@ -24,7 +24,7 @@ from mmmoe.kernels.grouped_lora.op import grouped_lora, marked
 from mmmoe.kernels.library import register
 from mmmoe.kernels.order import MOST_EXPERTS, order_by_expert
 from mmmoe.kernels.places import check_range, check_rows, exact_type
-from mmmoe.kernels.products import frozen_product, frozen_product_back
+from mmmoe.kernels.products import frozen_product, frozen_product_back, has_own_product
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 CODES = {"silu": 0, "gelu_tanh": 1}
@@ -176,8 +176,8 @@ def _run(
         sum_NF, zd_SR, _workspace(zg_SR, sizes, is_backward=False), *sizes, activation, TYPE_CODES[x_ND.dtype],
         device=x_ND.device,
     )  # fmt: skip
-    base_ND = frozen_product(sum_NF, down_DF)
-    y_ND = slots.expand(base_ND, zd_SR * (gate_S[:, None] * scale), bd.contiguous(), base_ND, wide_first=True)
+    y_ND = slots.expand(None, zd_SR * (gate_S[:, None] * scale), bd.contiguous(), x_ND, wide_first=True)
+    y_ND = frozen_product(sum_NF, down_DF, onto=y_ND)
     return y_ND, c_gate_NF, c_up_NF, zg_SR, zu_SR, zd_SR, order.order_S, order.offset_E1
 
 
@@ -238,7 +238,8 @@ def _run_backward(
     dbd = slots.outer(zd_SR * weight_S1, dy_ND, bd, wide_first=True)
     dzd_SR *= weight_S1
     dc_gate_NF = torch.empty_like(dsum_NF)
-    dc_up_NF = dsum_NF if dsum_NF.device.type == "cpu" else torch.empty_like(dsum_NF)
+    # The C++ kernel can write dc_up over dsum: 64 MiB that are not touched for the first time save 27 ms.
+    dc_up_NF = dsum_NF if has_own_product(dsum_NF) else torch.empty_like(dsum_NF)
     dzg_SR, dzu_SR, dgate_S, dbg, dbu, dad = (torch.empty_like(t) for t in (zg_SR, zu_SR, gate_S, bg, bu, ad))
     sizes = _sizes(x_ND, gate_NK.shape[1], bg)
     launch(
@@ -250,9 +251,10 @@ def _run_backward(
     dau = slots.outer(dzu_SR.mul_(scale), x_ND, au, wide_first=False)
     dx_ND = x_ND.new_empty(0)
     if x_wants:
-        dx_ND = frozen_product_back(dc_gate_NF, gate_FD).add_(frozen_product_back(dc_up_NF, up_FD))
-        dx_ND = slots.expand(dx_ND, dzg_SR, ag, x_ND, wide_first=False)
+        dx_ND = slots.expand(None, dzg_SR, ag, x_ND, wide_first=False)
         dx_ND = slots.expand(dx_ND, dzu_SR, au, x_ND, wide_first=False)
+        dx_ND = frozen_product_back(dc_gate_NF, gate_FD, onto=dx_ND)
+        dx_ND = frozen_product_back(dc_up_NF, up_FD, onto=dx_ND)
     dgate_NK = torch.empty_like(gate_NK, memory_format=torch.contiguous_format)
     dgate_NK.view(-1)[order_S] = (dgate_S + own_S).to(gate_NK.dtype)
     return dx_ND, dag, dbg, dau, dbu, dad, dbd, dgate_NK

@@ -5,210 +5,313 @@
 //
 // with p a place in the order of experts, e its expert, n = order[p] / K its token, and zg, zu already scaled. The sum is
 // taken before the frozen down projection, which is linear, so that one is done once a token. Nothing of size S * F is
-// ever kept: the backward computes h anew from c. A thread owns a span of columns; sums over columns are kept for each
-// span and added in one order.
+// ever kept: the backward computes h anew from c.
 //
-//   c (N, 2 F: gate and up)   Bg, Bu (E, F, R)   Ad (E, R, F)   zg, zu, zd (S, R)   gate (S)   U (N, F)
-#include "small_products.h"
+//   c_gate, c_up, U (N, F)   Bg, Bu (E, F, R)   Ad (E, R, F)   zg, zu, zd (S, R)   gate (S)
+//
+// A thread owns a stripe of columns and goes over it span by span, in a span over blocks of tokens, in a block over the
+// experts' chunks of slots (hidden_tiles.h). Sums over columns are kept for each stripe and added in one order.
+#include <utility>
+
+#include "hidden_tiles.h"
 
 namespace {
 
-constexpr int64_t kChunk = 32;  // slots worked on together
+constexpr int64_t kStripes = 16;      // most stripes: each costs an (S, R) of partial sums, and a thread needs one
+constexpr int64_t kBlock = 1024;      // tokens of a block: of 64 experts with 2 chosen, each has a chunk of 32 slots
 
-enum Activation : int { kSilu = 0, kGeluTanh = 1 };
+
+// How a call is cut, and what it needs to work in; the same for any number of threads but for the room of each.
+struct Cut {
+  int64_t N, K, E, R, F;
+  bool is_backward;
+
+  int64_t slots() const { return N * K; }
+  int64_t padded() const { return (R + kRankPad - 1) / kRankPad * kRankPad; }
+  int64_t spans() const { return (F + kWidth - 1) / kWidth; }
+  int64_t spans_of_stripe() const { return (spans() + kStripes - 1) / kStripes; }
+  int64_t stripes() const { return (spans() + spans_of_stripe() - 1) / spans_of_stripe(); }
+  int64_t tokens() const { return std::min(kBlock, N); }
+  int64_t blocks() const { return (N + kBlock - 1) / kBlock; }
+  int threads() const { return std::max<int>(1, std::min<int64_t>(omp_get_max_threads(), stripes())); }
+
+  int64_t projections() const { return is_backward ? 3 : 2; }
+  int64_t tile_size() const { return projections() * R * kTile; }
+  int64_t turned_size() const { return (slots() / kTile + E * blocks()) * tile_size(); }
+  int64_t part_size() const { return slots() * padded(); }
+  int64_t parts_size() const {
+    return stripes() * (is_backward ? 2 * part_size() + slots() * kRankPad : part_size());
+  }
+  int64_t factors_size() const { return (is_backward ? 6 * R + 2 * padded() : 2 * R + padded()) * kWidth; }
+  int64_t room_size() const {
+    return E * factors_size() + (is_backward ? 5 : 3) * tokens() * kWidth + (is_backward ? 3 : 1) * kChunk * kWidth;
+  }
+  int64_t work_size() const { return turned_size() + parts_size() + threads() * room_size() + kRankPad; }
+};
 
 template <class T>
 struct Block {
-  const T *c;
+  Cut cut;
+  const T *c_gate, *c_up;
   const T *bg, *bu, *ad;
-  const T *zg, *zu, *gate;
+  const T *z[3];  // zg, zu, dzd
+  const T *gate;
   const int64_t *order, *offset;
-  int64_t N, K, E, R, F;
-  int activation;
+  T *work;
 
-  int64_t token(int64_t p) const { return order[p] / K; }
-  int64_t slots() const { return offset[E]; }
-  int64_t spans() const { return (F + kSpan - 1) / kSpan; }
+  int64_t token(int64_t p) const { return order[p] / cut.K; }
 };
 
-// act(x) = x * sigmoid(q(x)), with q(x) = x or that of the tanh form of GELU; and its slope.
+// Slots of one expert whose tokens lie in one block.
+struct Chunk {
+  int64_t e, place;
+  int count;
+  int64_t tile;  // number of its first tile
+};
+
+// The chunks of every block, and rank-wide rows turned for the tiles: (projections, R, kTile) for each.
 template <class T>
-struct Gate {
-  T value, slope;
+struct Plan {
+  std::vector<Chunk> chunks;
+  std::vector<int64_t> first;  // of each block
+
+  explicit Plan(const Block<T> &b) {
+    const Cut &s = b.cut;
+    int64_t tile = 0;
+    std::vector<int64_t> at(b.offset, b.offset + s.E);
+    for (int64_t block = 0; block < s.blocks(); block++) {
+      first.push_back(chunks.size());
+      for (int64_t e = 0; e < s.E; e++) {
+        const int64_t *end = std::lower_bound(b.order + at[e], b.order + b.offset[e + 1], (block + 1) * kBlock * s.K);
+        for (int64_t count; at[e] < end - b.order; at[e] += count) {
+          count = std::min(kChunk, end - b.order - at[e]);
+          chunks.push_back({e, at[e], static_cast<int>(count), tile});
+          tile += (count + kTile - 1) / kTile;
+        }
+      }
+    }
+    first.push_back(chunks.size());
+#pragma omp parallel for
+    for (size_t c = 0; c < chunks.size(); c++)
+      for (int64_t q = 0; q < s.projections(); q++)
+        for (int64_t i = 0; i < (chunks[c].count + kTile - 1) / kTile * kTile; i++) {
+          T *to = b.work + (chunks[c].tile + i / kTile) * s.tile_size() + q * s.R * kTile + i % kTile;
+          const T *from = b.z[q] + (chunks[c].place + i) * s.R;
+          for (int64_t r = 0; r < s.R; r++) to[r * kTile] = i < chunks[c].count ? from[r] : T{0};
+        }
+  }
 };
-template <class T, int kActivation>
-inline Gate<T> activate(T x) {
-  constexpr T a = kActivation == kGeluTanh ? T(1.5957691216057308) : T(1), b = T(0.044715);
-  const T q = kActivation == kGeluTanh ? a * (x + b * x * x * x) : x;
-  const T dq = kActivation == kGeluTanh ? a * (1 + 3 * b * x * x) : T(1);
-  const T e = exp_below(-std::fabs(q));
-  const T s = (q >= 0 ? T(1) : e) / (1 + e);
-  return {x * s, s + x * s * (1 - s) * dq};
+
+// What a thread works in.
+template <class T>
+struct Room {
+  const Block<T> &b;
+  const Cut &s;
+  T *next;
+  Rows<T> rows;
+  T *h, *dgate_pre, *dup_pre, *factors;
+
+  explicit Room(const Block<T> &b)
+      : b(b), s(b.cut), next(b.work + s.turned_size() + s.parts_size() + omp_get_thread_num() * s.room_size()) {
+    const int64_t size = s.tokens() * kWidth, chunk = kChunk * kWidth;
+    rows = {take(size), take(size), take(size)};
+    if (s.is_backward) rows.dc_gate = take(size), rows.dc_up = take(size);
+    h = take(chunk);
+    if (s.is_backward) dgate_pre = take(chunk), dup_pre = take(chunk);
+    factors = next;
+  }
+
+  T *take(int64_t size) { return std::exchange(next, next + size); }
+
+  Factors<T> factors_of(int64_t e) const {
+    T *at = factors + e * s.factors_size(), *by_rank = at + 2 * s.R * kWidth;
+    if (!s.is_backward) return {at, at + s.R * kWidth, nullptr, nullptr, nullptr, by_rank};
+    return {at, at + s.R * kWidth, by_rank, by_rank + s.R * kWidth,
+            by_rank + (s.R + s.padded()) * kWidth, nullptr};
+  }
+  // Sums of dBg, dBu, dAd, each (R, kWidth).
+  T *sums_of(int64_t e) const { return factors + (e + 1) * s.factors_size() - 3 * s.R * kWidth; }
+
+  // Brings the factors of every expert that has slots.
+  void pack(int64_t w, int64_t width) const {
+    const int64_t R = s.R, padded = s.padded();
+    for (int64_t e = 0; e < s.E; e++) {
+      if (b.offset[e] == b.offset[e + 1]) continue;
+      const Factors<T> f = factors_of(e);
+      const T *bg = b.bg + (e * s.F + w) * R, *bu = b.bu + (e * s.F + w) * R, *ad = b.ad + e * R * s.F + w;
+      if (width < kWidth || R < padded) std::fill_n(factors + e * s.factors_size(), s.factors_size(), T{0});
+      transpose(bg, R, width, R, f.bg, kWidth);
+      transpose(bu, R, width, R, f.bu, kWidth);
+      if (!s.is_backward) {
+        transpose(ad, s.F, R, width, f.ad_by_rank, padded);
+        continue;
+      }
+      for (int64_t v = 0; v < width; v++) std::copy_n(bg + v * R, R, f.bg_by_rank + v * padded);
+      for (int64_t v = 0; v < width; v++) std::copy_n(bu + v * R, R, f.bu_by_rank + v * padded);
+      for (int64_t r = 0; r < R; r++) std::copy_n(ad + r * s.F, width, f.ad + r * kWidth);
+    }
+  }
+
+  // Copies a block's rows of a span, and fills them up with zeros.
+  void bring(const T *from_NF, int64_t block, int64_t w, int64_t width, T *to) const {
+    const int64_t begin = block * kBlock, end = std::min(s.N, begin + kBlock);
+    for (int64_t n = begin; n < end; n++, to += kWidth) {
+      const T *from = from_NF + n * s.F + w;
+      if (width == kWidth)
+        memcpy(to, from, kWidth * sizeof(T));
+      else
+        std::fill(std::copy_n(from, width, to), to + kWidth, T{0});
+    }
+  }
+  void take_back(const T *from, int64_t block, int64_t w, int64_t width, T *to_NF) const {
+    const int64_t begin = block * kBlock, end = std::min(s.N, begin + kBlock);
+    for (int64_t n = begin; n < end; n++, from += kWidth) {
+      if (width == kWidth)
+        memcpy(to_NF + n * s.F + w, from, kWidth * sizeof(T));
+      else
+        std::copy_n(from, width, to_NF + n * s.F + w);
+    }
+  }
+
+  // Calls run(number of rows as a constant, first slot in the chunk, count, rows of tokens, turned rows).
+  template <class Run>
+  void over_tiles(const Chunk &chunk, int64_t block, Run run) const {
+    for (int from = 0; from < chunk.count; from += kTile) {
+      const int count = std::min(kTile, chunk.count - from);
+      int64_t at[kTile];
+      for (int i = 0; i < kTile; i++)
+        at[i] = (b.token(chunk.place + from + std::min(i, count - 1)) - block * kBlock) * kWidth;
+      const T *turned = b.work + (chunk.tile + from / kTile) * s.tile_size();
+      const T *z[3] = {turned, turned + s.R * kTile, turned + 2 * s.R * kTile};
+      if (count > kTile / 2)
+        run(std::integral_constant<int, kTile>{}, from, count, at, z);
+      else
+        run(std::integral_constant<int, kTile / 2>{}, from, count, at, z);
+    }
+  }
+};
+
+// Calls run(room, stripe, span, column, width, whether the span is the stripe's first) for every span.
+template <class T, class Run>
+void over_spans(const Block<T> &b, Run run) {
+  const Cut &s = b.cut;
+#pragma omp parallel num_threads(s.threads())
+  {
+    Room<T> room(b);
+#pragma omp for schedule(dynamic)
+    for (int64_t stripe = 0; stripe < s.stripes(); stripe++) {
+      const int64_t begin = stripe * s.spans_of_stripe(), end = std::min(s.spans(), begin + s.spans_of_stripe());
+      for (int64_t span = begin; span < end; span++) {
+        const int64_t w = span * kWidth, width = std::min(kWidth, s.F - w);
+        room.pack(w, width);
+        run(room, stripe, w, width, span == begin);
+      }
+    }
+  }
 }
 
-// What a thread works in: one chunk of slots by one span of columns, and one expert's factors.
+// out[p][r] = sum over stripes of part[stripe][p][r]
 template <class T>
-struct Bench {
-  int64_t R, padded;
-  std::vector<T> bg, bu, ad_by_rank;         // (R, span), (R, span), (span, padded)
-  std::vector<T> gate, up;                   // (chunk, span)
-
-  explicit Bench(int64_t R)
-      : R(R), padded((R + VectorOf<T>::lanes - 1) / VectorOf<T>::lanes * VectorOf<T>::lanes), bg(R * kSpan),
-        bu(R * kSpan), ad_by_rank(kSpan * padded), gate(kChunk * kSpan), up(kChunk * kSpan) {}
-
-  void pack(const Block<T> &b, int64_t e, int64_t w, int64_t width) {
-    transpose(b.bg + (e * b.F + w) * R, R, width, R, bg.data(), kSpan);
-    transpose(b.bu + (e * b.F + w) * R, R, width, R, bu.data(), kSpan);
-    transpose(b.ad + e * R * b.F + w, b.F, R, width, ad_by_rank.data(), padded);
-  }
-
-  // Pre-activations of the slots from place p on.
-  void project(const Block<T> &b, int64_t p, int64_t count, int64_t w, int64_t width) {
-    for (int64_t i = 0; i < count; i++) {
-      const T *c = b.c + b.token(p + i) * 2 * b.F + w;
-      std::copy_n(c, width, gate.data() + i * kSpan);
-      std::copy_n(c + b.F, width, up.data() + i * kSpan);
-    }
-    const auto row = [&](std::vector<T> &rows) { return [&](int64_t i) { return rows.data() + i * kSpan; }; };
-    const auto z = [&](const T *rows) { return [&, rows](int64_t i) { return rows + (p + i) * R; }; };
-    accumulate_rows<T>(count, row(gate), z(b.zg), bg.data(), kSpan, R, width);
-    accumulate_rows<T>(count, row(up), z(b.zu), bu.data(), kSpan, R, width);
-  }
-};
-
-// out[i] = sum over spans of part[span][i]
-template <class T>
-void add_parts(const std::vector<T> &part, int64_t spans, int64_t size, T *out) {
+void add_parts(const T *part, const Cut &s, T *out_SR) {
 #pragma omp parallel for
-  for (int64_t i = 0; i < size; i++) {
-    T total = 0;
-    for (int64_t b = 0; b < spans; b++) total += part[b * size + i];
-    out[i] = total;
-  }
+  for (int64_t p = 0; p < s.slots(); p++)
+    for (int64_t r = 0; r < s.R; r++) {
+      T total = 0;
+      for (int64_t stripe = 0; stripe < s.stripes(); stripe++) total += part[stripe * s.part_size() + p * s.padded() + r];
+      out_SR[p * s.R + r] = total;
+    }
 }
 
 template <class T, int kActivation>
 void forward(const Block<T> &b, T *u_NF, T *zd_SR) {
-  const int64_t size = b.slots() * b.R;
-  std::vector<T> part(b.spans() * size);
-#pragma omp parallel
-  {
-    Bench<T> bench(b.R);
-#pragma omp for schedule(dynamic)
-    for (int64_t span = 0; span < b.spans(); span++) {
-      const int64_t w = span * kSpan, width = std::min(kSpan, b.F - w);
-      for (int64_t n = 0; n < b.N; n++) std::fill_n(u_NF + n * b.F + w, width, T{0});
-      for (int64_t e = 0; e < b.E; e++) {
-        if (b.offset[e] == b.offset[e + 1]) continue;
-        bench.pack(b, e, w, width);
-        for (int64_t p = b.offset[e]; p < b.offset[e + 1]; p += kChunk) {
-          const int64_t count = std::min(kChunk, b.offset[e + 1] - p);
-          bench.project(b, p, count, w, width);
-          for (int64_t i = 0; i < count; i++) {
-            T *h = bench.gate.data() + i * kSpan, *u = u_NF + b.token(p + i) * b.F + w;
-            const T *up = bench.up.data() + i * kSpan, weight = b.gate[p + i];
-            for (int64_t v = 0; v < width; v++) {
-              h[v] = activate<T, kActivation>(h[v]).value * up[v];
-              u[v] += weight * h[v];
-            }
-          }
-          dot_rows<T>(
-              count, [&](int64_t i) { return bench.gate.data() + i * kSpan; }, bench.ad_by_rank.data(), bench.padded,
-              [&](int64_t i) { return part.data() + span * size + (p + i) * b.R; }, b.R, width);
-        }
+  const Cut &s = b.cut;
+  const Plan<T> plan(b);
+  T *part = b.work + s.turned_size();
+  want_huge_pages(u_NF, s.N * s.F * sizeof(T));
+  over_spans(b, [&](const Room<T> &room, int64_t stripe, int64_t w, int64_t width, bool is_first) {
+    for (int64_t block = 0; block < s.blocks(); block++) {
+      room.bring(b.c_gate, block, w, width, room.rows.c_gate);
+      room.bring(b.c_up, block, w, width, room.rows.c_up);
+      std::fill_n(room.rows.u, s.tokens() * kWidth, T{0});
+      for (int64_t c = plan.first[block]; c < plan.first[block + 1]; c++) {
+        const Chunk &chunk = plan.chunks[c];
+        const Factors<T> f = room.factors_of(chunk.e);
+        room.over_tiles(chunk, block, [&](auto rows, int from, int count, const int64_t *at, const T *const *z) {
+          T gate[kTile];
+          for (int i = 0; i < kTile; i++) gate[i] = i < count ? b.gate[chunk.place + from + i] : 0;
+          T *to = part + stripe * s.part_size() + (chunk.place + from) * s.padded();
+          forward_tile<T, kActivation, rows()>(room.rows, at, count, gate, z, f, s.R, room.h);
+          dot_tile<T, rows()>(room.h, count, f.ad_by_rank, s.padded(), to, is_first);
+        });
       }
+      room.take_back(room.rows.u, block, w, width, u_NF);
     }
-  }
-  add_parts(part, b.spans(), size, zd_SR);
+  });
+  add_parts(part, s, zd_SR);
 }
 
 // From dU and dzd (already with gate and scale): dc, dzg, dzu, the gates' gradient by way of U, dBg, dBu, dAd.
 template <class T>
 struct Gradients {
-  const T *du_NF, *dzd_SR;
-  T *dc, *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
+  const T *du_NF;
+  T *dc_gate, *dc_up;  // dc_up may be du itself: a block's du is copied before its dc_up is written
+  T *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
 };
 
 template <class T, int kActivation>
 void backward(const Block<T> &b, const Gradients<T> &g) {
-  const int64_t S = b.slots(), R = b.R, F = b.F;
-  std::vector<T> part_g(b.spans() * S * R), part_u(b.spans() * S * R), part_gate(b.spans() * S);
-#pragma omp parallel
-  {
-    Bench<T> bench(R);
-    std::vector<T> dh(kChunk * kSpan), h(kChunk * kSpan), turned(kChunk * R);
-    std::vector<T> bg_by_rank(kSpan * bench.padded), bu_by_rank(kSpan * bench.padded), ad(R * kSpan);
-    std::vector<T> sums(3 * R * kSpan);  // of dBg, dBu, dAd, as (R, span)
-    const auto row = [](std::vector<T> &rows) { return [&rows](int64_t i) { return rows.data() + i * kSpan; }; };
-#pragma omp for schedule(dynamic)
-    for (int64_t span = 0; span < b.spans(); span++) {
-      const int64_t w = span * kSpan, width = std::min(kSpan, F - w);
-      for (int64_t n = 0; n < b.N; n++) {
-        std::fill_n(g.dc + n * 2 * F + w, width, T{0});
-        std::fill_n(g.dc + n * 2 * F + F + w, width, T{0});
+  const Cut &s = b.cut;
+  const int64_t R = s.R, F = s.F;
+  const Plan<T> plan(b);
+  T *part_g = b.work + s.turned_size(), *part_u = part_g + s.stripes() * s.part_size();
+  T *dots = part_u + s.stripes() * s.part_size();
+  over_spans(b, [&](const Room<T> &room, int64_t stripe, int64_t w, int64_t width, bool is_first) {
+    for (int64_t e = 0; e < s.E; e++) std::fill_n(room.sums_of(e), 3 * R * kWidth, T{0});
+    for (int64_t block = 0; block < s.blocks(); block++) {
+      room.bring(b.c_gate, block, w, width, room.rows.c_gate);
+      room.bring(b.c_up, block, w, width, room.rows.c_up);
+      room.bring(g.du_NF, block, w, width, room.rows.u);
+      std::fill_n(room.rows.dc_gate, s.tokens() * kWidth, T{0});
+      std::fill_n(room.rows.dc_up, s.tokens() * kWidth, T{0});
+      for (int64_t c = plan.first[block]; c < plan.first[block + 1]; c++) {
+        const Chunk &chunk = plan.chunks[c];
+        const Factors<T> f = room.factors_of(chunk.e);
+        room.over_tiles(chunk, block, [&](auto rows, int from, int count, const int64_t *at, const T *const *z) {
+          const int64_t p = chunk.place + from, row = from * kWidth;
+          T gate[kTile];
+          for (int i = 0; i < kTile; i++) gate[i] = i < count ? b.gate[p + i] : 0;
+          backward_tile<T, kActivation, rows()>(room.rows, at, count, gate, z, f, R, room.h + row, room.dgate_pre + row,
+                                                room.dup_pre + row, dots + (stripe * s.slots() + p) * kRankPad,
+                                                is_first);
+          const int64_t to = stripe * s.part_size() + p * s.padded();
+          dot_tile<T, rows()>(room.dgate_pre + row, count, f.bg_by_rank, s.padded(), part_g + to, is_first);
+          dot_tile<T, rows()>(room.dup_pre + row, count, f.bu_by_rank, s.padded(), part_u + to, is_first);
+        });
+        T *sums = room.sums_of(chunk.e);
+        outer(b.z[0] + chunk.place * R, R, room.dgate_pre, chunk.count, sums);
+        outer(b.z[1] + chunk.place * R, R, room.dup_pre, chunk.count, sums + R * kWidth);
+        outer(b.z[2] + chunk.place * R, R, room.h, chunk.count, sums + 2 * R * kWidth);
       }
-      for (int64_t e = 0; e < b.E; e++) {
-        std::fill(sums.begin(), sums.end(), T{0});
-        bench.pack(b, e, w, width);
-        for (int64_t v = 0; v < width; v++) {
-          std::copy_n(b.bg + (e * F + w + v) * R, R, bg_by_rank.data() + v * bench.padded);
-          std::copy_n(b.bu + (e * F + w + v) * R, R, bu_by_rank.data() + v * bench.padded);
-        }
-        for (int64_t r = 0; r < R; r++) std::copy_n(b.ad + (e * R + r) * F + w, width, ad.data() + r * kSpan);
-        for (int64_t p = b.offset[e]; p < b.offset[e + 1]; p += kChunk) {
-          const int64_t count = std::min(kChunk, b.offset[e + 1] - p);
-          bench.project(b, p, count, w, width);
-          for (int64_t i = 0; i < count; i++) {
-            const T *du = g.du_NF + b.token(p + i) * F + w;
-            for (int64_t v = 0; v < width; v++) dh[i * kSpan + v] = b.gate[p + i] * du[v];
-          }
-          accumulate_rows<T>(
-              count, row(dh), [&](int64_t i) { return g.dzd_SR + (p + i) * R; }, ad.data(), kSpan, R, width);
-          for (int64_t i = 0; i < count; i++) {
-            const T *du = g.du_NF + b.token(p + i) * F + w, *slope = dh.data() + i * kSpan;
-            T *pre = bench.gate.data() + i * kSpan, *up = bench.up.data() + i * kSpan, *out = h.data() + i * kSpan;
-            T *dc_gate = g.dc + b.token(p + i) * 2 * F + w, *dc_up = dc_gate + F;
-            for (int64_t v = 0; v < width; v++) {
-              const Gate<T> a = activate<T, kActivation>(pre[v]);
-              out[v] = a.value * up[v];
-              pre[v] = slope[v] * up[v] * a.slope;
-              up[v] = slope[v] * a.value;
-              dc_gate[v] += pre[v];
-              dc_up[v] += up[v];
-            }
-            Vector<T> total = {};
-            T rest = 0;
-            int64_t v = 0;
-            for (; v + VectorOf<T>::lanes <= width; v += VectorOf<T>::lanes) total += load(du + v) * load(out + v);
-            for (; v < width; v++) rest += du[v] * out[v];
-            part_gate[span * S + p + i] = sum<T>(total) + rest;
-          }
-          const auto to = [&](std::vector<T> &part) {
-            return [&, span, p](int64_t i) { return part.data() + (span * S + p + i) * R; };
-          };
-          dot_rows<T>(count, row(bench.gate), bg_by_rank.data(), bench.padded, to(part_g), R, width);
-          dot_rows<T>(count, row(bench.up), bu_by_rank.data(), bench.padded, to(part_u), R, width);
-          const auto outer = [&](const T *z, int64_t which, std::vector<T> &rows) {
-            transpose(z + p * R, R, count, R, turned.data(), kChunk);
-            accumulate_rows<T>(
-                R, [&](int64_t r) { return sums.data() + (which * R + r) * kSpan; },
-                [&](int64_t r) { return turned.data() + r * kChunk; }, rows.data(), kSpan, count, width);
-          };
-          outer(b.zg, 0, bench.gate);
-          outer(b.zu, 1, bench.up);
-          outer(g.dzd_SR, 2, h);
-        }
-        transpose(sums.data(), kSpan, R, width, g.dbg + (e * F + w) * R, R);
-        transpose(sums.data() + R * kSpan, kSpan, R, width, g.dbu + (e * F + w) * R, R);
-        for (int64_t r = 0; r < R; r++)
-          std::copy_n(sums.data() + (2 * R + r) * kSpan, width, g.dad + (e * R + r) * F + w);
-      }
+      room.take_back(room.rows.dc_gate, block, w, width, g.dc_gate);
+      room.take_back(room.rows.dc_up, block, w, width, g.dc_up);
     }
+    for (int64_t e = 0; e < s.E; e++) {
+      const T *sums = room.sums_of(e);
+      transpose(sums, kWidth, R, width, g.dbg + (e * F + w) * R, R);
+      transpose(sums + R * kWidth, kWidth, R, width, g.dbu + (e * F + w) * R, R);
+      for (int64_t r = 0; r < R; r++)
+        std::copy_n(sums + (2 * R + r) * kWidth, width, g.dad + (e * R + r) * F + w);
+    }
+  });
+  add_parts(part_g, s, g.dzg_SR);
+  add_parts(part_u, s, g.dzu_SR);
+#pragma omp parallel for
+  for (int64_t p = 0; p < s.slots(); p++) {
+    T total = 0;
+    for (int64_t stripe = 0; stripe < s.stripes(); stripe++)
+      total += sum<T>(load(dots + (stripe * s.slots() + p) * kRankPad));
+    g.dgate_S[p] = total;
   }
-  add_parts(part_g, b.spans(), S * R, g.dzg_SR);
-  add_parts(part_u, b.spans(), S * R, g.dzu_SR);
-  add_parts(part_gate, b.spans(), S, g.dgate_S);
 }
 
 template <class T>
@@ -218,32 +321,38 @@ T *as(void *p) { return static_cast<T *>(p); }
 
 }  // namespace
 
-EXPORT int mmmoe_lora_ffn(const void *c, const void *zg, const void *zu, const void *bg, const void *bu, const void *ad,
-                          const void *gate, const int64_t *order, const int64_t *offset, void *u, void *zd, int64_t N,
-                          int64_t K, int64_t E, int64_t R, int64_t F, int64_t activation, int64_t type, void *) {
+EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int64_t is_backward) {
+  return Cut{N, K, E, R, F, is_backward != 0}.work_size();
+}
+
+EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const void *zg, const void *zu, const void *bg,
+                          const void *bu, const void *ad, const void *gate, const int64_t *order, const int64_t *offset,
+                          void *u, void *zd, void *work, int64_t N, int64_t K, int64_t E, int64_t R, int64_t F,
+                          int64_t activation, int64_t type, void *) {
   return by_exact_type(type, [&](auto element) {
     using T = decltype(element);
-    const Block<T> block = {as<T>(c),    as<T>(bg), as<T>(bu), as<T>(ad), as<T>(zg), as<T>(zu),
-                            as<T>(gate), order,     offset,    N,         K,         E, R, F,
-                            static_cast<int>(activation)};
+    const Block<T> block = {
+        {N, K, E, R, F, false}, as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad), {as<T>(zg), as<T>(zu)},
+        as<T>(gate), order, offset, as<T>(work)};
     const auto run = activation == kGeluTanh ? forward<T, kGeluTanh> : forward<T, kSilu>;
     run(block, as<T>(u), as<T>(zd));
     return 0;
   });
 }
 
-EXPORT int mmmoe_lora_ffn_backward(const void *c, const void *zg, const void *zu, const void *bg, const void *bu,
-                                   const void *ad, const void *gate, const int64_t *order, const int64_t *offset,
-                                   const void *du, const void *dzd, void *dc, void *dzg, void *dzu, void *dgate,
-                                   void *dbg, void *dbu, void *dad, int64_t N, int64_t K, int64_t E, int64_t R,
-                                   int64_t F, int64_t activation, int64_t type, void *) {
+EXPORT int mmmoe_lora_ffn_backward(const void *c_gate, const void *c_up, const void *zg, const void *zu, const void *bg,
+                                   const void *bu, const void *ad, const void *gate, const int64_t *order,
+                                   const int64_t *offset, const void *du, const void *dzd, void *dc_gate, void *dc_up,
+                                   void *dzg, void *dzu, void *dgate, void *dbg, void *dbu, void *dad, void *work,
+                                   int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int64_t activation,
+                                   int64_t type, void *) {
   return by_exact_type(type, [&](auto element) {
     using T = decltype(element);
-    const Block<T> block = {as<T>(c),    as<T>(bg), as<T>(bu), as<T>(ad), as<T>(zg), as<T>(zu),
-                            as<T>(gate), order,     offset,    N,         K,         E, R, F,
-                            static_cast<int>(activation)};
-    const Gradients<T> gradients = {as<T>(du),    as<T>(dzd), as<T>(dc),  as<T>(dzg), as<T>(dzu),
-                                    as<T>(dgate), as<T>(dbg), as<T>(dbu), as<T>(dad)};
+    const Block<T> block = {
+        {N, K, E, R, F, true}, as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad),
+        {as<T>(zg), as<T>(zu), as<T>(dzd)}, as<T>(gate), order, offset, as<T>(work)};
+    const Gradients<T> gradients = {as<T>(du),  as<T>(dc_gate), as<T>(dc_up), as<T>(dzg), as<T>(dzu), as<T>(dgate),
+                                    as<T>(dbg), as<T>(dbu),     as<T>(dad)};
     const auto run = activation == kGeluTanh ? backward<T, kGeluTanh> : backward<T, kSilu>;
     run(block, gradients);
     return 0;

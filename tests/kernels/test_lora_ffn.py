@@ -9,6 +9,7 @@ from host_kernels import needs_kernels
 
 from mmmoe.kernels.lora_ffn.op import ACTIVATIONS, Factors, Frozen, lora_ffn
 from mmmoe.kernels.lora_ffn.reference import lora_ffn_reference
+from mmmoe.kernels.products import frozen_product
 
 SHAPES = [
     (0, 8, 12, 3, 2, 1),
@@ -61,6 +62,35 @@ def test_single_precision_and_many_spans(activation):
     frozen = Frozen(*(w.double() for w in frozen))
     want = with_gradients(over(lora_ffn_reference, frozen, index, activation=activation), [t.double() for t in leaves])
     assert_same(found, [t.float() for t in want])
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rank", "experts"), [(16, 5), (21, 40)])
+def test_several_blocks_of_tokens_with_the_same_bits_on_any_threads(rank, experts):
+    frozen, leaves, index = draw((2100, 12, 300, experts, rank, 2), dtype=torch.float32)
+    index[:, 1] = index[:, 0].where(torch.arange(2100) % 3 == 0, index[:, 1])  # a choice that stands twice
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+    frozen = Frozen(*(w.double() for w in frozen))
+    want = with_gradients(over(lora_ffn_reference, frozen, index), [t.double() for t in leaves])
+    assert_same(found[0], [t.float() for t in want])
+
+
+@needs_kernels
+def test_fresh_experts_give_the_block_by_the_same_product():
+    frozen, leaves, index = draw((300, 64, 700, 4, 16, 1), dtype=torch.float32)
+    leaves = [t.zero_() if name in ("bg", "bu", "bd") else t for name, t in zip(NAMES, leaves, strict=True)]
+    leaves[NAMES.index("gates")].fill_(1)
+    gate, up = (frozen_product(leaves[0], w) for w in (frozen.gate_FD, frozen.up_FD))
+    want = frozen_product(torch.nn.functional.silu(gate) * up, frozen.down_DF)
+    torch.testing.assert_close(over(lora_ffn, frozen, index)(*leaves), want)
 
 
 @pytest.mark.usefixtures("path")

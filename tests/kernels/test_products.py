@@ -1,0 +1,83 @@
+"""Products with frozen weights: every way against torch's in double precision, adding, rest shapes, threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from host_kernels import needs_kernels
+
+from mmmoe.kernels import products
+from mmmoe.kernels.backend import active, is_compiled
+from mmmoe.kernels.products import frozen_product, frozen_product_back
+
+SHAPES = [(0, 3, 4), (1, 1, 1), (13, 33, 70), (25, 400, 1100), (12, 32, 512)]
+
+
+def draw(shape, dtype=torch.float32):
+    rows, out, inner = shape
+    rng = torch.Generator().manual_seed(0)
+    return [torch.randn(size, generator=rng).to(dtype) for size in ((rows, inner), (out, inner), (rows, out))]
+
+
+@pytest.fixture(params=["own", "torch"])
+def way(request, monkeypatch):
+    monkeypatch.setattr(products, "has_own_product", lambda rows: request.param == "own")
+    if request.param == "own" and not is_compiled("cpu"):
+        pytest.skip(f"no kernels for the CPU: {active('cpu').reason}")
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_equal_those_in_double_precision(shape, dtype):
+    x, w, dy = draw(shape, dtype)
+    forward, back = x.double() @ w.double().T, dy.double() @ w.double()
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    for found, want in (
+        (frozen_product(x, w), forward),
+        (frozen_product_back(dy, w), back),
+        (frozen_product(x, w, onto=dy.clone()), forward + dy),
+        (frozen_product_back(dy, w, onto=x.clone()), back + x),
+        (frozen_product(x.T.contiguous().T, w.T.contiguous().T), forward),
+    ):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), want.double(), **tolerance)
+
+
+@pytest.mark.usefixtures("way")
+def test_adding_returns_the_same_tensor():
+    x, w, dy = draw((5, 7, 9))
+    assert frozen_product(x, w, onto=dy) is dy
+
+
+@pytest.mark.usefixtures("way")
+def test_autocast_changes_nothing():
+    x, w, _ = draw((5, 7, 9))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert frozen_product(x, w).dtype == torch.float32
+
+
+@needs_kernels
+@pytest.mark.parametrize("way", ["own"], indirect=True)
+@pytest.mark.usefixtures("way")
+def test_a_row_has_the_same_bits_with_any_threads_and_any_other_rows():
+    x, w, dy = draw((61, 400, 1100))
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append((frozen_product(x, w), frozen_product_back(dy, w)))
+    finally:
+        torch.set_num_threads(threads)
+    for pair in found[1:]:
+        assert all(map(torch.equal, pair, found[0]))
+    assert torch.equal(frozen_product(x[17:18], w), found[0][0][17:18])
+
+
+@needs_kernels
+@pytest.mark.parametrize("way", ["own"], indirect=True)
+@pytest.mark.usefixtures("way")
+def test_adding_to_zeros_gives_the_bits_of_the_product():
+    x, w, _ = draw((61, 400, 1100))
+    assert torch.equal(frozen_product(x, w, onto=torch.zeros(61, 400)), frozen_product(x, w))

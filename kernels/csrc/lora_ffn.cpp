@@ -8,7 +8,7 @@
 // ever kept: the backward computes h anew from c. A thread owns a span of columns; sums over columns are kept for each
 // span and added in one order.
 //
-//   c (N, 2 F: gate and up)   Bg, Bu (E, F, R)   Ad (E, R, F)   zg, zu, zd (S, R)   gate (S)   U (N, F)
+//   c_gate, c_up (N, F)   Bg, Bu (E, F, R)   Ad (E, R, F)   zg, zu, zd (S, R)   gate (S)   U (N, F)
 #include "small_products.h"
 
 namespace {
@@ -19,7 +19,7 @@ enum Activation : int { kSilu = 0, kGeluTanh = 1 };
 
 template <class T>
 struct Block {
-  const T *c;
+  const T *c_gate, *c_up;
   const T *bg, *bu, *ad;
   const T *zg, *zu, *gate;
   const int64_t *order, *offset;
@@ -66,9 +66,8 @@ struct Bench {
   // Pre-activations of the slots from place p on.
   void project(const Block<T> &b, int64_t p, int64_t count, int64_t w, int64_t width) {
     for (int64_t i = 0; i < count; i++) {
-      const T *c = b.c + b.token(p + i) * 2 * b.F + w;
-      std::copy_n(c, width, gate.data() + i * kSpan);
-      std::copy_n(c + b.F, width, up.data() + i * kSpan);
+      std::copy_n(b.c_gate + b.token(p + i) * b.F + w, width, gate.data() + i * kSpan);
+      std::copy_n(b.c_up + b.token(p + i) * b.F + w, width, up.data() + i * kSpan);
     }
     const auto row = [&](std::vector<T> &rows) { return [&](int64_t i) { return rows.data() + i * kSpan; }; };
     const auto z = [&](const T *rows) { return [&, rows](int64_t i) { return rows + (p + i) * R; }; };
@@ -127,7 +126,7 @@ void forward(const Block<T> &b, T *u_NF, T *zd_SR) {
 template <class T>
 struct Gradients {
   const T *du_NF, *dzd_SR;
-  T *dc, *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
+  T *dc_gate, *dc_up, *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
 };
 
 template <class T, int kActivation>
@@ -145,8 +144,8 @@ void backward(const Block<T> &b, const Gradients<T> &g) {
     for (int64_t span = 0; span < b.spans(); span++) {
       const int64_t w = span * kSpan, width = std::min(kSpan, F - w);
       for (int64_t n = 0; n < b.N; n++) {
-        std::fill_n(g.dc + n * 2 * F + w, width, T{0});
-        std::fill_n(g.dc + n * 2 * F + F + w, width, T{0});
+        std::fill_n(g.dc_gate + n * F + w, width, T{0});
+        std::fill_n(g.dc_up + n * F + w, width, T{0});
       }
       for (int64_t e = 0; e < b.E; e++) {
         std::fill(sums.begin(), sums.end(), T{0});
@@ -168,7 +167,7 @@ void backward(const Block<T> &b, const Gradients<T> &g) {
           for (int64_t i = 0; i < count; i++) {
             const T *du = g.du_NF + b.token(p + i) * F + w, *slope = dh.data() + i * kSpan;
             T *pre = bench.gate.data() + i * kSpan, *up = bench.up.data() + i * kSpan, *out = h.data() + i * kSpan;
-            T *dc_gate = g.dc + b.token(p + i) * 2 * F + w, *dc_up = dc_gate + F;
+            T *dc_gate = g.dc_gate + b.token(p + i) * F + w, *dc_up = g.dc_up + b.token(p + i) * F + w;
             for (int64_t v = 0; v < width; v++) {
               const Gate<T> a = activate<T, kActivation>(pre[v]);
               out[v] = a.value * up[v];
@@ -218,13 +217,17 @@ T *as(void *p) { return static_cast<T *>(p); }
 
 }  // namespace
 
-EXPORT int mmmoe_lora_ffn(const void *c, const void *zg, const void *zu, const void *bg, const void *bu, const void *ad,
-                          const void *gate, const int64_t *order, const int64_t *offset, void *u, void *zd, int64_t N,
-                          int64_t K, int64_t E, int64_t R, int64_t F, int64_t activation, int64_t type, void *) {
+// This version keeps its sums in memory of its own.
+EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) { return 0; }
+
+EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const void *zg, const void *zu, const void *bg,
+                          const void *bu, const void *ad, const void *gate, const int64_t *order,
+                          const int64_t *offset, void *u, void *zd, void *, int64_t N, int64_t K, int64_t E, int64_t R,
+                          int64_t F, int64_t activation, int64_t type, void *) {
   return by_exact_type(type, [&](auto element) {
     using T = decltype(element);
-    const Block<T> block = {as<T>(c),    as<T>(bg), as<T>(bu), as<T>(ad), as<T>(zg), as<T>(zu),
-                            as<T>(gate), order,     offset,    N,         K,         E, R, F,
+    const Block<T> block = {as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad), as<T>(zg), as<T>(zu),
+                            as<T>(gate),   order,       offset,    N,         K,         E,         R, F,
                             static_cast<int>(activation)};
     const auto run = activation == kGeluTanh ? forward<T, kGeluTanh> : forward<T, kSilu>;
     run(block, as<T>(u), as<T>(zd));
@@ -232,18 +235,19 @@ EXPORT int mmmoe_lora_ffn(const void *c, const void *zg, const void *zu, const v
   });
 }
 
-EXPORT int mmmoe_lora_ffn_backward(const void *c, const void *zg, const void *zu, const void *bg, const void *bu,
-                                   const void *ad, const void *gate, const int64_t *order, const int64_t *offset,
-                                   const void *du, const void *dzd, void *dc, void *dzg, void *dzu, void *dgate,
-                                   void *dbg, void *dbu, void *dad, int64_t N, int64_t K, int64_t E, int64_t R,
-                                   int64_t F, int64_t activation, int64_t type, void *) {
+EXPORT int mmmoe_lora_ffn_backward(const void *c_gate, const void *c_up, const void *zg, const void *zu,
+                                   const void *bg, const void *bu, const void *ad, const void *gate,
+                                   const int64_t *order, const int64_t *offset, const void *du, const void *dzd,
+                                   void *dc_gate, void *dc_up, void *dzg, void *dzu, void *dgate, void *dbg, void *dbu,
+                                   void *dad, void *, int64_t N, int64_t K, int64_t E, int64_t R, int64_t F,
+                                   int64_t activation, int64_t type, void *) {
   return by_exact_type(type, [&](auto element) {
     using T = decltype(element);
-    const Block<T> block = {as<T>(c),    as<T>(bg), as<T>(bu), as<T>(ad), as<T>(zg), as<T>(zu),
-                            as<T>(gate), order,     offset,    N,         K,         E, R, F,
+    const Block<T> block = {as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad), as<T>(zg), as<T>(zu),
+                            as<T>(gate),   order,       offset,    N,         K,         E,         R, F,
                             static_cast<int>(activation)};
-    const Gradients<T> gradients = {as<T>(du),    as<T>(dzd), as<T>(dc),  as<T>(dzg), as<T>(dzu),
-                                    as<T>(dgate), as<T>(dbg), as<T>(dbu), as<T>(dad)};
+    const Gradients<T> gradients = {as<T>(du),  as<T>(dzd), as<T>(dc_gate), as<T>(dc_up), as<T>(dzg),
+                                    as<T>(dzu), as<T>(dgate), as<T>(dbg),   as<T>(dbu),   as<T>(dad)};
     const auto run = activation == kGeluTanh ? backward<T, kGeluTanh> : backward<T, kSilu>;
     run(block, gradients);
     return 0;

@@ -55,7 +55,8 @@ def grouped_lora(
     if strategy not in ("auto", "masked", "permuted", "fused"):
         raise ValueError(f"strategy is {strategy!r}; give one of auto, masked, permuted, fused")
     if index_NK.device.type != "cpu":
-        index_NK, gate_NK = _marked(x_ND, index_NK, gate_NK, num_experts)
+        gate_NK = x_ND.new_ones(index_NK.shape) if gate_NK is None else gate_NK
+        index_NK, gate_NK = marked(index_NK, gate_NK, num_experts)
     if strategy == "auto":
         sizes = Sizes(x_ND.shape[0], width, base_NF.shape[1], num_experts, rank, num_chosen)
         strategy = cheapest(sizes, x_ND.device.type, can_fuse=can_fuse(x_ND))
@@ -83,10 +84,9 @@ def masked_lora(
     return torch.addmm(base_NF, z, all_b, alpha=scale)
 
 
-def _marked(x_ND: Tensor, index_NK: Tensor, gate_NK: Tensor | None, num_experts: int) -> tuple[Tensor, Tensor]:
+def marked(index_NK: Tensor, gate_NK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """Returns experts in range, and NaN as the gate of those that were not: a GPU's host does not look at them."""
     is_wrong_NK = (index_NK < 0) | (index_NK >= num_experts)
-    gate_NK = x_ND.new_ones(index_NK.shape) if gate_NK is None else gate_NK
     return index_NK.clamp(0, num_experts - 1), gate_NK.masked_fill(is_wrong_NK, torch.nan)
 
 

@@ -2,10 +2,10 @@
 
 The experts share the frozen down projection, which is linear, so the gate-weighted sum over a token's experts is taken
 before it (late combine): every frozen product is done once a token, forward and backward. Between them the kernels
-(kernels/csrc/lora_ffn.cpp) go over tokens and experts in one pass. Kept for the backward: x, the frozen gate and up
+(kernels/csrc/lora_ffn.*) go over tokens and experts in one pass. Kept for the backward: x, the frozen gate and up
 outputs, and rank-wide rows; hidden rows are computed again. Nothing of size N * K * F exists.
 
-Where there are no kernels (a GPU as yet, half types on a CPU) the same function is put together from `grouped_lora`.
+Where there are no kernels (half types on a CPU) the same function is put together from `grouped_lora`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmmoe.kernels.backend import TYPE_CODES, launch
+from mmmoe.kernels.backend import TYPE_CODES, launch, workspace_size
 from mmmoe.kernels.grouped_lora.fused import Slots, can_fuse
-from mmmoe.kernels.grouped_lora.op import grouped_lora
+from mmmoe.kernels.grouped_lora.op import grouped_lora, marked
 from mmmoe.kernels.library import register
 from mmmoe.kernels.order import MOST_EXPERTS, order_by_expert
-from mmmoe.kernels.places import check_range, check_rows
+from mmmoe.kernels.places import check_range, check_rows, exact_type
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 CODES = {"silu": 0, "gelu_tanh": 1}
@@ -70,11 +70,14 @@ def lora_ffn(
         activation: `silu` or `gelu_tanh`.
 
     Raises:
-        ValueError: Shapes, types or devices that do not fit, an unknown activation, on a CPU an expert out of range.
+        ValueError: Shapes, types or devices that do not fit, an unknown activation, an expert out of range (on a GPU,
+            where nobody waits to look, the token's result is then NaN).
     """
     _check(x_ND, frozen, gate, up, down, index_NK, gate_NK, activation)
     factors = (*gate, *up, *down)
-    if x_ND.device.type == "cpu" and can_fuse(x_ND):
+    if index_NK.device.type != "cpu":
+        index_NK, gate_NK = marked(index_NK, gate_NK, gate.a.shape[0])
+    if can_fuse(x_ND):
         weights = (weight.detach() for weight in frozen)
         y_ND: Tensor = _lora_ffn(x_ND, *weights, *factors, index_NK, gate_NK, scale, CODES[activation])[0]
         return y_ND
@@ -161,22 +164,20 @@ def _run(
     order = order_by_expert(index_NK.reshape(-1), ag.shape[0])
     slots = Slots(order.order_S, order.offset_E1, index_NK.shape[1])
     x_ND = x_ND.contiguous()
-    inner = gate_FD.shape[0]
-    c_N2F = x_ND.new_empty(x_ND.shape[0], 2 * inner)
-    torch.mm(x_ND, gate_FD.t(), out=c_N2F[:, :inner])
-    torch.mm(x_ND, up_FD.t(), out=c_N2F[:, inner:])
+    gate_NF, up_NF = torch.mm(x_ND, gate_FD.t()), torch.mm(x_ND, up_FD.t())
     zg_SR = slots.shrink(x_ND, ag.contiguous(), wide_first=False).mul_(scale)
     zu_SR = slots.shrink(x_ND, au.contiguous(), wide_first=False).mul_(scale)
-    sum_NF, zd_SR = x_ND.new_empty(x_ND.shape[0], inner), torch.empty_like(zg_SR)
+    sum_NF, zd_SR = torch.empty_like(gate_NF), torch.empty_like(zg_SR)
     gate_S = slots.by_place(gate_NK, zg_SR)
+    sizes = _sizes(x_ND, index_NK.shape[1], bg)
     launch(
-        "mmmoe_lora_ffn", c_N2F, zg_SR, zu_SR, bg.contiguous(), bu.contiguous(), ad.contiguous(), gate_S,
-        order.order_S, order.offset_E1, sum_NF, zd_SR, *_sizes(x_ND, index_NK.shape[1], bg), activation,
+        "mmmoe_lora_ffn", gate_NF, up_NF, zg_SR, zu_SR, bg.contiguous(), bu.contiguous(), ad.contiguous(), gate_S,
+        order.order_S, order.offset_E1, sum_NF, zd_SR, _workspace(zg_SR, sizes, is_backward=False), *sizes, activation,
         TYPE_CODES[x_ND.dtype], device=x_ND.device,
     )  # fmt: skip
     base_ND = torch.mm(sum_NF, down_DF.t())
     y_ND = slots.expand(base_ND, zd_SR * (gate_S[:, None] * scale), bd.contiguous(), base_ND, wide_first=True)
-    return y_ND, c_N2F, zg_SR, zu_SR, zd_SR, order.order_S, order.offset_E1
+    return y_ND, gate_NF, up_NF, zg_SR, zu_SR, zd_SR, order.order_S, order.offset_E1
 
 
 def _sizes(x_ND: Tensor, num_chosen: int, b_EFR: Tensor) -> tuple[int, ...]:
@@ -184,13 +185,19 @@ def _sizes(x_ND: Tensor, num_chosen: int, b_EFR: Tensor) -> tuple[int, ...]:
     return x_ND.shape[0], num_chosen, num_experts, rank, inner
 
 
+def _workspace(like_SR: Tensor, sizes: tuple[int, ...], *, is_backward: bool) -> Tensor:
+    size = workspace_size("mmmoe_lora_ffn_workspace", *sizes, int(is_backward), device=like_SR.device)
+    return like_SR.new_empty(size)
+
+
 def _fake(x_ND: Tensor, gate_FD: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     ag, index_NK = rest[2], rest[8]
     num_slots, rank = index_NK.shape[0] * index_NK.shape[1], ag.shape[1]
-    z = [x_ND.new_empty(num_slots, rank) for _ in range(3)]
+    z = [x_ND.new_empty(num_slots, rank, dtype=exact_type(x_ND)) for _ in range(3)]
+    c = [x_ND.new_empty(x_ND.shape[0], gate_FD.shape[0]) for _ in range(2)]
     return (
         torch.empty_like(x_ND, memory_format=torch.contiguous_format),
-        x_ND.new_empty(x_ND.shape[0], 2 * gate_FD.shape[0]),
+        *c,
         *z,
         index_NK.new_empty(num_slots),
         index_NK.new_empty(ag.shape[0] + 1),
@@ -210,7 +217,8 @@ def _run_backward(
     ad: Tensor,
     bd: Tensor,
     gate_NK: Tensor,
-    c_N2F: Tensor,
+    gate_NF: Tensor,
+    up_NF: Tensor,
     zg_SR: Tensor,
     zu_SR: Tensor,
     zd_SR: Tensor,
@@ -220,7 +228,7 @@ def _run_backward(
     activation: int,
     x_wants: bool,
 ) -> tuple[Tensor, ...]:
-    num_chosen, inner = gate_NK.shape[1], gate_FD.shape[0]
+    num_chosen = gate_NK.shape[1]
     slots = Slots(order_S, offset_E1, num_chosen)
     dy_ND, x_ND, ag, au, bd = (t.contiguous() for t in (dy_ND, x_ND, ag, au, bd))
     bg, bu, ad = bg.contiguous(), bu.contiguous(), ad.contiguous()
@@ -231,18 +239,19 @@ def _run_backward(
     own_S = (dzd_SR * zd_SR).sum(1) * scale
     dbd = slots.outer(zd_SR * weight_S1, dy_ND, bd, wide_first=True)
     dzd_SR *= weight_S1
-    dc_N2F, dzg_SR, dzu_SR, dgate_S = (torch.empty_like(t) for t in (c_N2F, zg_SR, zu_SR, gate_S))
+    dgate_NF, dup_NF, dzg_SR, dzu_SR, dgate_S = map(torch.empty_like, (gate_NF, up_NF, zg_SR, zu_SR, gate_S))
     dbg, dbu, dad = (torch.empty_like(t) for t in (bg, bu, ad))
+    sizes = _sizes(x_ND, num_chosen, bg)
     launch(
-        "mmmoe_lora_ffn_backward", c_N2F, zg_SR, zu_SR, bg, bu, ad, gate_S, order_S, offset_E1, dsum_NF, dzd_SR,
-        dc_N2F, dzg_SR, dzu_SR, dgate_S, dbg, dbu, dad, *_sizes(x_ND, num_chosen, bg), activation,
-        TYPE_CODES[x_ND.dtype], device=x_ND.device,
+        "mmmoe_lora_ffn_backward", gate_NF, up_NF, zg_SR, zu_SR, bg, bu, ad, gate_S, order_S, offset_E1, dsum_NF,
+        dzd_SR, dgate_NF, dup_NF, dzg_SR, dzu_SR, dgate_S, dbg, dbu, dad,
+        _workspace(zg_SR, sizes, is_backward=True), *sizes, activation, TYPE_CODES[x_ND.dtype], device=x_ND.device,
     )  # fmt: skip
     dag = slots.outer(dzg_SR.mul_(scale), x_ND, ag, wide_first=False)
     dau = slots.outer(dzu_SR.mul_(scale), x_ND, au, wide_first=False)
     dx_ND = x_ND.new_empty(0)
     if x_wants:
-        dx_ND = torch.mm(dc_N2F[:, :inner], gate_FD).addmm_(dc_N2F[:, inner:], up_FD)
+        dx_ND = torch.mm(dgate_NF, gate_FD).addmm_(dup_NF, up_FD)
         dx_ND = slots.expand(dx_ND, dzg_SR, ag, x_ND, wide_first=False)
         dx_ND = slots.expand(dx_ND, dzu_SR, au, x_ND, wide_first=False)
     dgate_NK = torch.empty_like(gate_NK, memory_format=torch.contiguous_format)
@@ -272,15 +281,15 @@ def _backward(ctx: Any, dy_ND: Tensor, *_: Tensor | None) -> tuple[Tensor | None
 
 _WEIGHTS = "Tensor gate, Tensor up, Tensor down, Tensor ag, Tensor bg, Tensor au, Tensor bu, Tensor ad, Tensor bd"
 _lora_ffn_backward = register(
-    f"lora_ffn_backward(Tensor dy, Tensor x, {_WEIGHTS}, Tensor gates, Tensor c, Tensor zg, Tensor zu, Tensor zd, "
-    "Tensor order, Tensor offset, float scale, int activation, bool x_wants) -> "
+    f"lora_ffn_backward(Tensor dy, Tensor x, {_WEIGHTS}, Tensor gates, Tensor cg, Tensor cu, Tensor zg, Tensor zu, "
+    "Tensor zd, Tensor order, Tensor offset, float scale, int activation, bool x_wants) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     run=_run_backward,
     fake=_fake_backward,
 )
 _lora_ffn = register(
     f"lora_ffn(Tensor x, {_WEIGHTS}, Tensor index, Tensor gates, float scale, int activation) -> "
-    "(Tensor y, Tensor c, Tensor zg, Tensor zu, Tensor zd, Tensor order, Tensor offset)",
+    "(Tensor y, Tensor cg, Tensor cu, Tensor zg, Tensor zu, Tensor zd, Tensor order, Tensor offset)",
     run=_run,
     fake=_fake,
     backward=_backward,

@@ -1,0 +1,94 @@
+// The middle of a gated feed-forward block with LoRA experts, on a GPU, forward (see lora_ffn.cpp for what it computes):
+//
+//   find_edges   where each expert's slots of a run of tokens begin
+//   hidden       U and zd; a block takes 128 tokens by some tiles of 128 columns, a warp 16 of the columns
+//   sum_parts    zd summed over the blocks of one run of tokens
+//
+// The sum over a token's slots is taken in shared memory, where each warp has its own columns, so nothing is added with
+// atomics and no row of S * F exists; zd is summed over warps, then tiles, then blocks, always in the same order.
+#include "lora_ffn.h"
+
+namespace {
+
+// grid: (runs of tokens, splits of the columns)
+template <class T, bool kQuads>
+__global__ void __launch_bounds__(kThreads, 2)
+hidden(Ffn<T> f, Cut cut, const int *__restrict__ edge, T *__restrict__ u, float *__restrict__ part) {
+  DYNAMIC_SHARED(float, shared);  // sums of each warp (tokens, 16), sums over columns, groups
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  float *total = shared + warp * cut.tokens * kSide;
+  ColumnSum column_sum(shared + kWarps * cut.tokens * kSide);
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * cut.tokens;
+  const Groups groups(shared + kWarps * cut.tokens * kSide + ColumnSum::kFloats, f.order,
+                      edge + static_cast<int64_t>(blockIdx.x) * f.E, n, cut.tokens, f.K, f.E);
+  float *own_part = part + blockIdx.y * cut.sums;
+
+  for (int i = lane; i < cut.tokens * kSide; i += 32) total[i] = 0.f;
+  WARP_FENCE();
+  const int first_column = blockIdx.y * cut.tiles_a_block * kColumns, end = first_column + cut.tiles_a_block * kColumns;
+  for (int column = first_column; column < end && column < f.F; column += kColumns) {
+    const int w = column + warp * kSide;
+    for (int g = 0; g < groups.count; g++) {
+      const Group group = groups.group[g];
+      const Slots slots(groups, g, n);
+      const Unit<T, kQuads> unit(f, slots, group.expert, w);
+      Tile<T> h;
+      if (w < f.F) {
+        Tile<float> gate, up;
+        unit.project(gate, up);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+          for (int c = 0; c < 4; c++) gate.at(i, c) = activate<T>(f.act, gate.at(i, c)).value * up.at(i, c);
+        h = as_type<T>(gate);
+        take_turns(slots.turn[0], slots.turn[1], [&](int i) {
+          add_four(total + (slots.token[i] - n) * kSide + tile_column(), gate.row(i), unit.gate(i));
+        });
+      }
+#pragma unroll 1
+      for (int r = 0; r < f.R; r += kSide) {
+        Tile<float> zd;
+        if (w < f.F) multiply(zd, h, unit.ranks(f.ad, r));
+        column_sum.add(zd, [&](int s, int c, float sum) {
+          if (s >= group.count || r + c >= f.R) return;
+          float *to = own_part + static_cast<int64_t>(group.first + s) * f.R + r + c;
+          *to = column == first_column ? sum : *to + sum;
+        });
+      }
+    }
+    take_rows<kQuads>(total, n, cut.tokens, f.N, f.F, w, u);
+  }
+}
+
+}  // namespace
+
+// Elements (of 4 bytes) that the workspace of both launchers must have.
+EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int64_t is_backward) {
+  return Cut(N, K, E, R, F, is_backward != 0).workspace();
+}
+
+EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const float *zg, const float *zu, const void *bg,
+                          const void *bu, const void *ad, const float *gate, const int64_t *order,
+                          const int64_t *offset, void *u, float *zd, float *work, int64_t N, int64_t K, int64_t E,
+                          int64_t R, int64_t F, int64_t activation, int64_t type, void *raw_stream) {
+  if (!is_sound(N, K, E, R, F, activation)) return kBadArgument;
+  if (N == 0) return 0;
+  const auto stream = static_cast<cudaStream_t>(raw_stream);
+  const Cut cut(N, K, E, R, F, false);
+  const bool is_quads = are_quads(R, F, {c_gate, c_up, zg, zu, bg, bu, ad, u});
+  return by_type_and_width(type, is_quads, [&](auto element, auto quads) {
+    using T = decltype(element);
+    const Ffn<T> f(c_gate, c_up, zg, zu, bg, bu, ad, gate, order, offset, N, K, E, R, F, activation);
+    int *edge = reinterpret_cast<int *>(work);
+    LAUNCH(find_edges, parts(cut.edges, kThreads), kThreads, 0, stream, order, offset, edge, N, f.K, f.E, cut.tokens,
+           cut.runs);
+    const auto kernel = hidden<T, decltype(quads)::value>;
+    const size_t shared = cut.shared(1, K, E);
+    if (const cudaError_t refused = allow_shared(kernel, shared)) return static_cast<int>(refused);
+    LAUNCH(kernel, dim3(cut.runs, cut.splits), kThreads, shared, stream, f, cut, edge, static_cast<T *>(u),
+           work + cut.edges);
+    LAUNCH(sum_parts, parts(cut.sums, kThreads), kThreads, 0, stream, work + cut.edges, cut.splits, cut.sums, cut.sums,
+           zd, nullptr, nullptr);
+    return static_cast<int>(last_error());
+  });
+}

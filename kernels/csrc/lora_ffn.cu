@@ -1,4 +1,4 @@
-// The middle of a gated feed-forward block with LoRA experts, on a GPU, forward (see lora_ffn.cpp for what it computes):
+// The middle of a gated feed-forward block with LoRA experts, on a GPU, forward (lora_ffn.cpp says what it computes):
 //
 //   find_edges   where each expert's slots of a run of tokens begin
 //   hidden       U and zd; a block takes 128 tokens by some tiles of 128 columns, a warp 16 of the columns

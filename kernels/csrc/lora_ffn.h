@@ -1,8 +1,8 @@
 // What the kernels of lora_ffn share: the maths of a tile, sums over columns, and how the work is cut into blocks.
 //
-// A warp works on sixteen columns, a tile of up to sixteen slots of one expert at a time; pre-activations, hidden rows and
-// their gradients exist only as such tiles, in registers. Where products are of half types, what enters them (z, h and
-// the gradients) is rounded to that type; all sums are float32.
+// A warp works on sixteen columns, a tile of up to sixteen slots of one expert at a time; pre-activations, hidden rows
+// and their gradients exist only as such tiles, in registers. Where products are of half types, what enters them (z, h
+// and the gradients) is rounded to that type; all sums are float32.
 #pragma once
 
 #include "mma.h"
@@ -133,7 +133,7 @@ struct Unit {
   __device__ float gate(int i) const { return slots.is_there(i) ? f.gate[slots.place[i]] : 0.f; }
 };
 
-// Hidden rows and the gradients of pre-activations, slots by columns; of the gates' gradient what a lane's columns give.
+// Hidden rows and the gradients of pre-activations, slots by columns; of the gates' gradient, what a lane's columns give.
 template <class T, bool kQuads>
 struct Slopes {
   Tile<float> h, gate, up;

@@ -1,7 +1,7 @@
-// The middle of a gated feed-forward block with LoRA experts, on a GPU, backward (see lora_ffn.cpp for what it computes):
+// The middle of a gated feed-forward block with LoRA experts, on a GPU, backward (lora_ffn.cpp says what it computes):
 //
 //   find_edges   where each expert's slots of a run of tokens begin
-//   by_tokens    dc, dzg, dzu and the gates' share; a block takes 64 tokens by some tiles of 128 columns, as `hidden` does
+//   by_tokens    dc, dzg, dzu and the gates' share; a block takes 64 tokens by some tiles of 128 columns
 //   sum_parts    dzg, dzu and the gates' share summed over the blocks of one run of tokens
 //   by_experts   dBg, dBu, dAd; a warp takes one expert by 16 columns by 16 ranks and goes through the expert's slots
 //
@@ -15,7 +15,7 @@ template <class T, bool kQuads>
 __global__ void __launch_bounds__(kThreads, 2)
 by_tokens(Ffn<T> f, Cotangent<T> cotangent, Cut cut, const int *__restrict__ edge, T *__restrict__ dc_gate,
           T *__restrict__ dc_up, float *__restrict__ part) {
-  DYNAMIC_SHARED(float, shared);  // sums of each warp (tokens, 16), twice; sums over columns; gates of each warp; groups
+  DYNAMIC_SHARED(float, shared);  // sums of each warp (tokens, 16), twice; sums over columns; gates' share; groups
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, sums = cut.tokens * kSide;
   float *total_gate = shared + warp * sums, *total_up = total_gate + kWarps * sums;
   ColumnSum column_sum(shared + 2 * kWarps * sums);

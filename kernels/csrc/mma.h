@@ -1,9 +1,9 @@
-// Products of 16 by 16 tiles by one warp: on matrix units for half types, by exchanging registers for float32 and on a CPU.
+// Products of 16 by 16 tiles by one warp: on matrix units for half types, else and on a CPU by exchanging registers.
 //
-// There is one layout. Lane 4 g + t holds the rows 4 (g / 2) + g % 2 and that plus 2, and of each the columns 4 t to 4 t + 3.
-// So memory is read four neighbours at a time. It is the layout of mma.m16n8k16's operands and of its result at once,
-// whose lanes hold rows g and g + 8 (or g), and columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: in which order a product takes
-// its rows, and along which order of k it adds, is free, as long as both sides agree. A transposed tile has it too.
+// There is one layout. Lane 4 g + t holds the rows r = 4 (g / 2) + g % 2 and r + 2, and of both the columns 4 t to 4 t + 3,
+// so memory is read four neighbours at a time. It serves as both operands of mma.m16n8k16 and as its result, though their
+// lanes hold rows g and g + 8, columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: which rows a product calls g and g + 8, and in
+// which order it adds along k, is free as long as both sides agree. A transposed tile has the same layout again.
 #pragma once
 
 #include <type_traits>
@@ -182,7 +182,8 @@ __device__ inline void multiply(Tile<float> &total, const Tile<T> &a, const Tile
     for (int q = 0; q < 4; q++)
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        const Pair<T> upper = from_lane(a.pair[0][k], (lane & ~3) + q), lower = from_lane(a.pair[1][k], (lane & ~3) + q);
+        const Pair<T> upper = from_lane(a.pair[0][k], (lane & ~3) + q);
+        const Pair<T> lower = from_lane(a.pair[1][k], (lane & ~3) + q);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           const Pair<T> x = from_lane(b.pair[j][k], 8 * t + q), y = from_lane(b.pair[j][k], 8 * t + 4 + q);

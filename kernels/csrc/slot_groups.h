@@ -20,7 +20,7 @@ constexpr short kNoSlot = -1;  // of a row behind the last slot of its group
 // What a block keeps in shared memory.
 struct Groups {
   Group *group;
-  short *row;  // of each group sixteen: the token within the run, and from bit 8 on how many slots before are of the same
+  short *row;  // of each group sixteen: the token within the run; from bit 8 on, how many slots before are of it too
   int count;
 
   static __host__ __device__ int most(int64_t tokens, int64_t K, int64_t E) {
@@ -75,7 +75,7 @@ struct Groups {
   }
 };
 
-// Calls `add(i)` for the lane's rows i = 0 and 1, those of one token one after another, so that sums have no two writers.
+// Calls `add(i)` for a lane's rows i = 0 and 1, those of one token one after another: no sum has two writers at a time.
 template <class Add>
 __device__ inline void take_turns(int turn_0, int turn_1, Add add) {
   for (int now = 0; __ballot_sync(kAll, turn_0 >= now || turn_1 >= now); now++) {
@@ -85,7 +85,7 @@ __device__ inline void take_turns(int turn_0, int turn_1, Add add) {
   }
 }
 
-// edge[run][e] = first place of expert e whose token is not before that run of tokens; also for the run behind the last.
+// edge[run][e] = first place of expert e whose token is not before that run; also for the run behind the last one.
 // grid: (runs + 1) * E threads
 __global__ void __launch_bounds__(256)
 find_edges(const int64_t *order, const int64_t *offset, int *edge, int64_t N, int K, int E, int tokens, int runs) {

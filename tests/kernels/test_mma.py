@@ -18,7 +18,8 @@ namespace {
 template <class T, bool kQuads>
 __global__ void products(const T *a, const T *b, float *product, T *turned, int rows, int columns) {
   const auto load = [&](const T *m) {
-    return load_tile<T, kQuads, T>(0, [&](int row, int) { return Row<const T>{m + row * columns, row < rows ? columns : 0}; });
+    const auto row_of = [&](int row, int) { return Row<const T>{m + row * columns, row < rows ? columns : 0}; };
+    return load_tile<T, kQuads, T>(0, row_of);
   };
   Tile<float> total;
   multiply(total, load(a), load(b));

@@ -133,7 +133,7 @@ struct Unit {
   __device__ float gate(int i) const { return slots.is_there(i) ? f.gate[slots.place[i]] : 0.f; }
 };
 
-// Hidden rows and the gradients of pre-activations, slots by columns; of the gates' gradient, what a lane's columns give.
+// Hidden rows and the gradients of pre-activations, slots by columns; of a gate's gradient, what a lane's columns give.
 template <class T, bool kQuads>
 struct Slopes {
   Tile<float> h, gate, up;
@@ -253,11 +253,14 @@ inline bool are_quads(int64_t R, int64_t F, std::initializer_list<const void *> 
   return R % 4 == 0 && F % 4 == 0;
 }
 
-// Calls `run` with an element of the type, and whether rows are read four elements at a time.
+// Calls `run` with an element of the type, and whether rows are read four elements at a time: not those of float32, which
+// has no matrix units here, so that reading is the least of its work and a kernel less is to be kept.
 template <class Run>
 int by_type_and_width(int64_t type, bool is_quads, Run run) {
   return by_type(type, [&](auto element) {
-    return is_quads ? run(element, std::true_type{}) : run(element, std::false_type{});
+    if constexpr (!std::is_same_v<decltype(element), float>)
+      if (is_quads) return run(element, std::true_type{});
+    return run(element, std::false_type{});
   });
 }
 

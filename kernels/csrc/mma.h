@@ -1,9 +1,10 @@
 // Products of 16 by 16 tiles by one warp: on matrix units for half types, else and on a CPU by exchanging registers.
 //
-// There is one layout. Lane 4 g + t holds the rows r = 4 (g / 2) + g % 2 and r + 2, and of both the columns 4 t to 4 t + 3,
-// so memory is read four neighbours at a time. It serves as both operands of mma.m16n8k16 and as its result, though their
-// lanes hold rows g and g + 8, columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: which rows a product calls g and g + 8, and in
-// which order it adds along k, is free as long as both sides agree. A transposed tile has the same layout again.
+// There is one layout. Lane 4 g + t holds the rows r = 4 (g / 2) + g % 2 and r + 2, and of both the columns 4 t to
+// 4 t + 3, so memory is read four neighbours at a time. It serves as both operands of mma.m16n8k16 and as its result,
+// though there a lane holds rows g and g + 8 and columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: which rows a product calls
+// g and g + 8, and in which order it adds along k, is free as long as both sides agree. A transposed tile has the same
+// layout again.
 #pragma once
 
 #include <type_traits>

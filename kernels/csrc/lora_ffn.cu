@@ -1,7 +1,7 @@
 // The middle of a gated feed-forward block with LoRA experts, on a GPU, forward (lora_ffn.cpp says what it computes):
 //
 //   find_edges   where each expert's slots of a run of tokens begin
-//   hidden       U and zd; a block takes 128 tokens by some tiles of 128 columns, a warp 16 of the columns
+//   hidden       U and zd; a block takes 128 tokens by some tiles of 128 columns, a warp 32 of the columns
 //   sum_parts    zd summed over the blocks of one run of tokens
 //
 // The sum over a token's slots is taken in shared memory, where each warp has its own columns, so nothing is added with
@@ -12,51 +12,57 @@ namespace {
 
 // grid: (runs of tokens, splits of the columns)
 template <class T, bool kQuads>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
 hidden(Ffn<T> f, Cut cut, const int *__restrict__ edge, T *__restrict__ u, float *__restrict__ part) {
-  DYNAMIC_SHARED(float, shared);  // sums of each warp (tokens, 16), sums over columns, groups
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  float *total = shared + warp * cut.tokens * kSide;
-  ColumnSum column_sum(shared + kWarps * cut.tokens * kSide);
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * cut.tokens;
-  const Groups groups(shared + kWarps * cut.tokens * kSide + ColumnSum::kFloats, f.order,
+  DYNAMIC_SHARED(float, shared);  // of each warp and tile sums (tokens, 16); sums over columns; groups
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, sums = cut.tokens * kSide, n = blockIdx.x * cut.tokens;
+  float *total = shared + warp * kTiles * sums;
+  ColumnSum column_sum(shared + kWarps * kTiles * sums);
+  const Groups groups(shared + kWarps * kTiles * sums + ColumnSum::kFloats, f.order,
                       edge + static_cast<int64_t>(blockIdx.x) * f.E, n, cut.tokens, f.K, f.E);
   float *own_part = part + blockIdx.y * cut.sums;
 
-  for (int i = lane; i < cut.tokens * kSide; i += 32) total[i] = 0.f;
+  for (int i = lane; i < kTiles * sums; i += 32) total[i] = 0.f;
   WARP_FENCE();
   const int first_column = blockIdx.y * cut.tiles_a_block * kColumns, end = first_column + cut.tiles_a_block * kColumns;
   for (int column = first_column; column < end && column < f.F; column += kColumns) {
-    const int w = column + warp * kSide;
+    const int w = column + warp * kWide;
     for (int g = 0; g < groups.count; g++) {
       const Group group = groups.group[g];
       const Slots slots(groups, g, n);
       const Unit<T, kQuads> unit(f, slots, group.expert, w);
-      Tile<T> h;
+      Tile<T> h[kTiles];
       if (w < f.F) {
-        Tile<float> gate, up;
+        Tile<float> gate[kTiles], up[kTiles];
         unit.project(gate, up);
 #pragma unroll
-        for (int i = 0; i < 2; i++)
+        for (int j = 0; j < kTiles; j++) {
 #pragma unroll
-          for (int c = 0; c < 4; c++) gate.at(i, c) = activate<T>(f.act, gate.at(i, c)).value * up.at(i, c);
-        h = as_type<T>(gate);
+          for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) gate[j].at(i, c) = activate<T>(f.act, gate[j].at(i, c)).value * up[j].at(i, c);
+          h[j] = as_type<T>(gate[j]);
+        }
         take_turns(slots.turn[0], slots.turn[1], [&](int i) {
-          add_four(total + (slots.token[i] - n) * kSide + tile_column(), gate.row(i), unit.gate(i));
+          const int at = (slots.token[i] - n) * kSide + tile_column();
+#pragma unroll
+          for (int j = 0; j < kTiles; j++) add_four(total + j * sums + at, gate[j].row(i), unit.gate(i));
         });
       }
 #pragma unroll 1
       for (int r = 0; r < f.R; r += kSide) {
-        Tile<float> zd;
-        if (w < f.F) multiply(zd, h, unit.ranks(f.ad, r));
-        column_sum.add(zd, [&](int s, int c, float sum) {
-          if (s >= group.count || r + c >= f.R) return;
-          float *to = own_part + static_cast<int64_t>(group.first + s) * f.R + r + c;
-          *to = column == first_column ? sum : *to + sum;
+        const auto target = column_sum.target(column == first_column, [&](int s, int c) {
+          return s < group.count && r + c < f.R ? own_part + static_cast<int64_t>(group.first + s) * f.R + r + c
+                                                : nullptr;
         });
+        Tile<float> zd;
+#pragma unroll
+        for (int j = 0; j < kTiles; j++)
+          if (unit.is_inside(j)) multiply(zd, h[j], unit.ranks(f.ad, r, j));
+        column_sum.add(zd, target);
       }
     }
-    take_rows<kQuads>(total, n, cut.tokens, f.N, f.F, w, u);
+    for (int j = 0; j < kTiles; j++) take_rows<kQuads>(total + j * sums, n, cut.tokens, f.N, f.F, w + j * kSide, u);
   }
 }
 

@@ -1,6 +1,6 @@
 // What the kernels of lora_ffn share: the maths of a tile, sums over columns, and how the work is cut into blocks.
 //
-// A warp works on sixteen columns, a tile of up to sixteen slots of one expert at a time; pre-activations, hidden rows
+// A warp works on two times sixteen columns, on up to sixteen slots of one expert at a time; pre-activations, hidden rows
 // and their gradients exist only as such tiles, in registers. Where products are of half types, what enters them (z, h
 // and the gradients) is rounded to that type; all sums are float32.
 #pragma once
@@ -10,9 +10,11 @@
 
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
-constexpr int kColumns = kWarps * kSide;  // of a block at a time
+constexpr int kTiles = 2;  // of a warp: what it knows of its slots serves both
+constexpr int kWide = kTiles * kSide;
+constexpr int kColumns = kWarps * kWide;  // of a block at a time
 static_assert(kGroup == kSide, "a group is the rows of a tile");
 
 // act(x) = x * sigmoid(a (x + b x^3)): SiLU, or the tanh form of GELU.
@@ -21,12 +23,18 @@ struct Activation {
 };
 constexpr Activation kActivations[] = {{1.f, 0.f}, {1.5957691216057308f, 0.044715f}};
 
+// 1 / (1 + 2^x); for half types by the two instructions that approximate it to some 2^-22.
 template <class T>
-__device__ inline float sigmoid(float x) {
+__device__ inline float sigmoid_of_power(float x) {
 #ifdef __CUDACC__
-  if constexpr (!std::is_same_v<T, float>) return __fdividef(1.f, 1.f + __expf(-x));
+  if constexpr (!std::is_same_v<T, float>) {
+    float power, result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.f + power));
+    return result;
+  }
 #endif
-  return 1.f / (1.f + expf(-x));
+  return 1.f / (1.f + exp2f(x));
 }
 
 struct Gate {
@@ -34,8 +42,9 @@ struct Gate {
 };
 template <class T>
 __device__ inline Gate activate(Activation act, float x) {
-  const float s = sigmoid<T>(act.a * x * (1 + act.b * x * x)), value = x * s;
-  return {value, s + value * (1 - s) * act.a * (1 + 3 * act.b * x * x)};
+  constexpr float kLog2OfE = 1.4426950408889634f;
+  const float square = x * x, s = sigmoid_of_power<T>(x * (-kLog2OfE * act.a) * (1 + act.b * square)), value = x * s;
+  return {value, s + (value - value * s) * (act.a + 3 * act.a * act.b * square)};
 }
 
 // A gated block: c (N, F), Bg and Bu (E, F, R), Ad (E, R, F), zg and zu (S, R) and gate (S) in the order of experts.
@@ -64,70 +73,86 @@ struct Cotangent {
 
 // A lane's two rows of the tile that its warp works on.
 struct Slots {
-  int64_t place[2], token[2];
-  int turn[2];  // -1 where there is no slot
+  int place[2], token[2];
+  int turn[2];  // -1: there is no slot; then the row stands for another one, whose z is taken for zeros
 
-  // Of a block's group; of the places of one expert from `from` on.
-  __device__ Slots(const Groups &groups, int g, int64_t n) {
+  Slots() = default;
+  // Of a block's group; of the places of one expert from `from` on, of which there is one at least.
+  __device__ Slots(const Groups &groups, int g, int n) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      place[i] = groups.group[g].first + tile_row(i);
+      place[i] = groups.group[g].first + min(tile_row(i), groups.group[g].count - 1);
       token[i] = n + groups.token(g, tile_row(i));
       turn[i] = groups.turn(g, tile_row(i));
     }
   }
-  template <class T>
-  __device__ Slots(const Ffn<T> &f, int64_t from, int64_t end) {
+  __device__ Slots(const int64_t *order, int K, int from, int end) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      place[i] = from + tile_row(i);
-      turn[i] = place[i] < end ? 0 : -1;
-      token[i] = is_there(i) ? static_cast<int>(f.order[place[i]]) / f.K : 0;
+      place[i] = min(from + tile_row(i), end - 1);
+      token[i] = static_cast<int>(order[place[i]]) / K;
+      turn[i] = from + tile_row(i) < end ? 0 : -1;
     }
   }
   __device__ bool is_there(int i) const { return turn[i] >= 0; }
 };
 
-// Some slots of one expert by sixteen columns from w on.
+// Some slots of one expert by the columns of a warp, which begin at w; j is one of its tiles. If kQuads, a tile is inside
+// or outside as a whole; one that is outside is computed from other columns, and must be left out of sums over columns.
+// If not, what is beyond the last column is zero, in c, in dU and in Ad, and so are gradients there.
 template <class T, bool kQuads>
 struct Unit {
   const Ffn<T> &f;
   const Slots &slots;
-  int64_t expert;
-  int w;
+  int expert, w;
 
   __device__ Unit(const Ffn<T> &f, const Slots &slots, int expert, int w) : f(f), slots(slots), expert(expert), w(w) {}
 
+  __device__ bool is_inside(int j) const { return w + j * kSide < f.F; }
+  __device__ int column(int j) const { return kQuads ? min(w + j * kSide, f.F - kSide) : w + j * kSide; }
+
   // Slots by columns, of rows (N, F); slots by ranks, of rows (S, R).
-  __device__ Tile<float> wide(const T *rows) const {
-    return load_tile<float, kQuads, T>(w, [&](int, int i) {
-      return Row<const T>{rows + slots.token[i] * f.F, slots.is_there(i) ? f.F : 0};
-    });
+  __device__ Tile<float> wide(const T *rows, int j) const {
+    return load_tile<float, kQuads, Beyond::anything>(
+        column(j), [&](int, int i) { return rows + static_cast<int64_t>(slots.token[i]) * f.F; },
+        [&](int) { return f.F; });
   }
   __device__ Tile<T> narrow(const float *rows, int r) const {
-    return load_tile<T, kQuads, float>(r, [&](int, int i) {
-      return Row<const float>{rows + slots.place[i] * f.R, slots.is_there(i) ? f.R : 0};
-    });
+    return load_tile<T, kQuads, Beyond::zeros>(
+        r, [&](int, int i) { return rows + static_cast<int64_t>(slots.place[i]) * f.R; },
+        [&](int i) { return slots.is_there(i) ? f.R : 0; });
   }
-  // Columns by ranks, of (E, F, R); ranks by columns, of (E, R, F).
-  __device__ Tile<T> columns(const T *b, int r) const {
-    return load_tile<T, kQuads, T>(r, [&](int row, int) {
-      return Row<const T>{b + (expert * f.F + w + row) * f.R, w + row < f.F ? f.R : 0};
-    });
+  // Columns by ranks, of (E, F, R); ranks by columns, of (E, R, F). Ranks beyond the last meet zeros, or are not kept.
+  __device__ Tile<T> columns(const T *b, int r, int j) const {
+    return load_tile<T, kQuads, Beyond::anything>(
+        r,
+        [&](int row, int) {
+          const int own = kQuads ? column(j) + row : min(column(j) + row, f.F - 1);
+          return b + (static_cast<int64_t>(expert) * f.F + own) * f.R;
+        },
+        [&](int) { return f.R; });
   }
-  __device__ Tile<T> ranks(const T *a, int r) const {
-    return load_tile<T, kQuads, T>(w, [&](int row, int) {
-      return Row<const T>{a + (expert * f.R + r + row) * f.F, r + row < f.R ? f.F : 0};
-    });
+  __device__ Tile<T> ranks(const T *a, int r, int j) const {
+    return load_tile<T, kQuads, Beyond::anything>(
+        column(j),
+        [&](int row, int) { return a + (static_cast<int64_t>(expert) * f.R + min(r + row, f.R - 1)) * f.F; },
+        [&](int) { return f.F; });
   }
 
-  __device__ void project(Tile<float> &gate, Tile<float> &up) const {
-    gate = wide(f.c_gate);
-    up = wide(f.c_up);
+  __device__ void project(Tile<float> (&gate)[kTiles], Tile<float> (&up)[kTiles]) const {
+#pragma unroll
+    for (int j = 0; j < kTiles; j++) {
+      gate[j] = wide(f.c_gate, j);
+      up[j] = wide(f.c_up, j);
+    }
 #pragma unroll 1
     for (int r = 0; r < f.R; r += kSide) {
-      multiply(gate, narrow(f.zg, r), columns(f.bg, r));
-      multiply(up, narrow(f.zu, r), columns(f.bu, r));
+      const Tile<T> zg = narrow(f.zg, r), zu = narrow(f.zu, r);
+#pragma unroll
+      for (int j = 0; j < kTiles; j++) {
+        multiply(gate[j], zg, columns(f.bg, r, j));
+        multiply(up[j], zu, columns(f.bu, r, j));
+      }
     }
   }
   __device__ float gate(int i) const { return slots.is_there(i) ? f.gate[slots.place[i]] : 0.f; }
@@ -136,26 +161,35 @@ struct Unit {
 // Hidden rows and the gradients of pre-activations, slots by columns; of a gate's gradient, what a lane's columns give.
 template <class T, bool kQuads>
 struct Slopes {
-  Tile<float> h, gate, up;
+  Tile<float> h[kTiles], gate[kTiles], up[kTiles];
   float dgate[2] = {0.f, 0.f};
 
   __device__ Slopes(const Unit<T, kQuads> &unit, const Cotangent<T> &cotangent) {
     unit.project(gate, up);
-    const Tile<float> du = unit.wide(cotangent.du);
 #pragma unroll 1
-    for (int r = 0; r < unit.f.R; r += kSide)
-      multiply(h, unit.narrow(cotangent.dzd, r), transposed(unit.ranks(unit.f.ad, r)));
+    for (int r = 0; r < unit.f.R; r += kSide) {
+      const Tile<T> dzd = unit.narrow(cotangent.dzd, r);
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const float weight = unit.gate(i);
+      for (int j = 0; j < kTiles; j++) multiply(h[j], dzd, transposed(unit.ranks(unit.f.ad, r, j)));
+    }
 #pragma unroll
-      for (int c = 0; c < 4; c++) {
-        const Gate a = activate<T>(unit.f.act, gate.at(i, c));
-        const float dh = weight * du.at(i, c) + h.at(i, c), other = up.at(i, c);
-        h.at(i, c) = a.value * other;
-        gate.at(i, c) = dh * other * a.slope;
-        up.at(i, c) = dh * a.value;
-        dgate[i] += du.at(i, c) * h.at(i, c);
+    for (int j = 0; j < kTiles; j++) {
+      const Tile<float> du = unit.wide(cotangent.du, j);
+      const bool is_inside = unit.is_inside(j);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float weight = unit.gate(i);
+        float share = 0.f;
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+          const Gate a = activate<T>(unit.f.act, gate[j].at(i, c));
+          const float dh = weight * du.at(i, c) + h[j].at(i, c), other = up[j].at(i, c);
+          h[j].at(i, c) = a.value * other;
+          gate[j].at(i, c) = dh * other * a.slope;
+          up[j].at(i, c) = dh * a.value;
+          share += du.at(i, c) * h[j].at(i, c);
+        }
+        dgate[i] += is_inside ? share : 0.f;
       }
     }
   }
@@ -172,7 +206,7 @@ template <bool kQuads, class T>
 __device__ inline void take_rows(float *total, int64_t n, int tokens, int64_t N, int F, int w, T *rows) {
   for (int i = (threadIdx.x & 31) / 4; i < tokens && n + i < N; i += 8) {
     float4 &sum = *reinterpret_cast<float4 *>(total + i * kSide + tile_column());
-    store_four<kQuads>(Row<T>{rows + (n + i) * F, F}, w + tile_column(), sum);
+    store_four<kQuads>(rows + (n + i) * F, F, w + tile_column(), sum);
     sum = {0.f, 0.f, 0.f, 0.f};
   }
   WARP_FENCE();
@@ -181,34 +215,52 @@ __device__ inline void take_rows(float *total, int64_t n, int tokens, int64_t N,
 // Sums tiles over the warps of a block, which stand for its columns, by turns in one of two rooms: a warp that is ahead
 // writes where nobody reads any more.
 struct ColumnSum {
+  static constexpr int kFloats = 2 * kWarps * kSide * kSide;
+  static constexpr int kOwn = kSide * kSide / kThreads;  // elements of a thread, always the same ones of a tile
   float (*room)[kWarps][kSide][kSide];
   int turn = 0;
-  static constexpr int kFloats = 2 * kWarps * kSide * kSide;
+
+  // Where a thread's elements go (null: nowhere), and what is there already: read early, while products are under way.
+  struct Target {
+    float *to[kOwn], sum[kOwn];
+  };
 
   __device__ explicit ColumnSum(float *room) : room(reinterpret_cast<float (*)[kWarps][kSide][kSide]>(room)) {}
 
-  // By all threads; each then calls visit(row, column, sum) for one element, always the same one.
-  template <class Visit>
-  __device__ void add(const Tile<float> &tile, Visit visit) {
+  template <class To>
+  __device__ Target target(bool is_first, To to) const {
+    Target target;
+#pragma unroll
+    for (int o = 0; o < kOwn; o++) {
+      target.to[o] = to(threadIdx.x / kSide + o * kThreads / kSide, threadIdx.x % kSide);
+      target.sum[o] = target.to[o] && !is_first ? *target.to[o] : 0.f;
+    }
+    return target;
+  }
+
+  // By all threads of a block.
+  __device__ void add(const Tile<float> &tile, const Target &target) {
     auto &own = room[turn];
     turn ^= 1;
 #pragma unroll
     for (int i = 0; i < 2; i++)
       *reinterpret_cast<float4 *>(&own[threadIdx.x / 32][tile_row(i)][tile_column()]) = tile.row(i);
     __syncthreads();
-    const int s = threadIdx.x / kSide, c = threadIdx.x % kSide;
-    float sum = 0.f;
 #pragma unroll
-    for (int warp = 0; warp < kWarps; warp++) sum += own[warp][s][c];
-    visit(s, c, sum);
+    for (int o = 0; o < kOwn; o++) {
+      float sum = target.sum[o];
+#pragma unroll
+      for (int warp = 0; warp < kWarps; warp++)
+        sum += own[warp][threadIdx.x / kSide + o * kThreads / kSide][threadIdx.x % kSide];
+      if (target.to[o]) *target.to[o] = sum;
+    }
   }
 };
-static_assert(kThreads == kSide * kSide, "a thread for each element of a tile");
 
 inline int parts(int64_t whole, int64_t part) { return static_cast<int>((whole + part - 1) / part); }
 
 // How the kernels that go by tokens are cut: a block takes a run of tokens by some tiles of columns, and leaves what it
-// summed over its columns for sum_parts. Two tiles at least, and no more blocks than four waves of two on each of 132
+// summed over its columns for sum_parts. Two tiles at least, and no more blocks than four waves of three on each of 132
 // multiprocessors: what is left grows with the blocks.
 struct Cut {
   int tokens, runs, tiles_a_block, splits;
@@ -216,7 +268,7 @@ struct Cut {
 
   Cut(int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, bool is_backward) : tokens(is_backward ? 64 : 128) {
     runs = parts(N, tokens);
-    const int tiles = parts(F, kColumns), wanted = runs ? parts(4 * 2 * 132, runs) : 1;
+    const int tiles = parts(F, kColumns), wanted = runs ? parts(4 * 3 * 132, runs) : 1;
     tiles_a_block = parts(tiles, wanted) > 2 ? parts(tiles, wanted) : 2;
     splits = parts(tiles, tiles_a_block);
     edges = (runs + int64_t{1}) * E;
@@ -225,7 +277,7 @@ struct Cut {
   int64_t workspace() const { return edges + splits * sums; }
   // Sums over slots of so many arrays, sums over columns, the gates' share of each warp, groups.
   size_t shared(int arrays, int64_t K, int64_t E) const {
-    return sizeof(float) * (arrays * kWarps * tokens * kSide + ColumnSum::kFloats + kWarps * kSide) +
+    return sizeof(float) * (arrays * kWarps * tokens * kWide + ColumnSum::kFloats + kWarps * kSide) +
            Groups::bytes(tokens, K, E);
   }
 };
@@ -246,11 +298,11 @@ inline bool is_sound(int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int6
          F < (int64_t{1} << 23) && N * K < (int64_t{1} << 31) && (activation == 0 || activation == 1);
 }
 
-// Whether rows of z (float32), of ranks and of columns can be read four elements at a time.
+// Whether rows of ranks and of columns can be read four elements at a time, and tiles of columns are whole.
 inline bool are_quads(int64_t R, int64_t F, std::initializer_list<const void *> addresses) {
   for (const void *address : addresses)
     if (reinterpret_cast<uintptr_t>(address) % 16) return false;
-  return R % 4 == 0 && F % 4 == 0;
+  return R % 4 == 0 && F % kSide == 0;
 }
 
 // Calls `run` with an element of the type, and whether rows are read four elements at a time: not those of float32, which

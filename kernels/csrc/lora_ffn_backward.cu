@@ -3,7 +3,7 @@
 //   find_edges   where each expert's slots of a run of tokens begin
 //   by_tokens    dc, dzg, dzu and the gates' share; a block takes 64 tokens by some tiles of 128 columns
 //   sum_parts    dzg, dzu and the gates' share summed over the blocks of one run of tokens
-//   by_experts   dBg, dBu, dAd; a warp takes one expert by 16 columns by 16 ranks and goes through the expert's slots
+//   by_experts   dBg, dBu, dAd; a warp takes one expert by 32 columns by 16 ranks and goes through the expert's slots
 //
 // Both compute hidden rows anew: reading them would cost more than the products do.
 #include "lora_ffn.h"
@@ -12,39 +12,46 @@ namespace {
 
 // grid: (runs of tokens, splits of the columns)
 template <class T, bool kQuads>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
 by_tokens(Ffn<T> f, Cotangent<T> cotangent, Cut cut, const int *__restrict__ edge, T *__restrict__ dc_gate,
           T *__restrict__ dc_up, float *__restrict__ part) {
-  DYNAMIC_SHARED(float, shared);  // sums of each warp (tokens, 16), twice; sums over columns; gates' share; groups
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, sums = cut.tokens * kSide;
-  float *total_gate = shared + warp * sums, *total_up = total_gate + kWarps * sums;
-  ColumnSum column_sum(shared + 2 * kWarps * sums);
-  auto &dgate = *reinterpret_cast<float (*)[kWarps][kSide]>(shared + 2 * kWarps * sums + ColumnSum::kFloats);
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * cut.tokens;
+  // Of each warp and tile sums (tokens, 16), twice; sums over columns; each warp's share of dgate; groups.
+  DYNAMIC_SHARED(float, shared);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, sums = cut.tokens * kSide, n = blockIdx.x * cut.tokens;
+  float *total_gate = shared + warp * kTiles * sums, *total_up = total_gate + kWarps * kTiles * sums;
+  float *rest = shared + 2 * kWarps * kTiles * sums;
+  ColumnSum column_sum(rest);
+  auto &dgate = *reinterpret_cast<float (*)[kWarps][kSide]>(rest + ColumnSum::kFloats);
   const Groups groups(&dgate + 1, f.order, edge + static_cast<int64_t>(blockIdx.x) * f.E, n, cut.tokens, f.K, f.E);
   float *dzg = part + blockIdx.y * cut.sums, *dzu = dzg + f.S * f.R, *dgate_S = dzu + f.S * f.R;
 
-  for (int i = lane; i < sums; i += 32) total_gate[i] = total_up[i] = 0.f;
+  for (int i = lane; i < kTiles * sums; i += 32) total_gate[i] = total_up[i] = 0.f;
   WARP_FENCE();
   const int first_column = blockIdx.y * cut.tiles_a_block * kColumns, end = first_column + cut.tiles_a_block * kColumns;
   for (int column = first_column; column < end && column < f.F; column += kColumns) {
-    const int w = column + warp * kSide;
-    const auto leave = [&](float *to, float sum) { *to = column == first_column ? sum : *to + sum; };
+    const int w = column + warp * kWide;
+    const bool is_first = column == first_column;
     for (int g = 0; g < groups.count; g++) {
       const Group group = groups.group[g];
       const Slots slots(groups, g, n);
       const Unit<T, kQuads> unit(f, slots, group.expert, w);
-      Tile<T> gate, up;
+      Tile<T> gate[kTiles], up[kTiles];
       float own[2] = {0.f, 0.f};
       if (w < f.F) {
         const Slopes<T, kQuads> slopes(unit, cotangent);
         take_turns(slots.turn[0], slots.turn[1], [&](int i) {
-          const int64_t at = (slots.token[i] - n) * kSide + tile_column();
-          add_four(total_gate + at, slopes.gate.row(i), 1.f);
-          add_four(total_up + at, slopes.up.row(i), 1.f);
+          const int at = (slots.token[i] - n) * kSide + tile_column();
+#pragma unroll
+          for (int j = 0; j < kTiles; j++) {
+            add_four(total_gate + j * sums + at, slopes.gate[j].row(i), 1.f);
+            add_four(total_up + j * sums + at, slopes.up[j].row(i), 1.f);
+          }
         });
-        gate = as_type<T>(slopes.gate);
-        up = as_type<T>(slopes.up);
+#pragma unroll
+        for (int j = 0; j < kTiles; j++) {
+          gate[j] = as_type<T>(slopes.gate[j]);
+          up[j] = as_type<T>(slopes.up[j]);
+        }
 #pragma unroll
         for (int i = 0; i < 2; i++) {  // over the four lanes that share a row
           own[i] = slopes.dgate[i];
@@ -54,56 +61,69 @@ by_tokens(Ffn<T> f, Cotangent<T> cotangent, Cut cut, const int *__restrict__ edg
       if (lane % 4 < 2) dgate[warp][tile_row(lane % 4)] = lane % 4 ? own[1] : own[0];
 #pragma unroll 1
       for (int r = 0; r < f.R; r += kSide) {
-        const auto leave_row = [&](float *rows, int s, int c, float sum) {
-          if (s < group.count && r + c < f.R) leave(rows + static_cast<int64_t>(group.first + s) * f.R + r + c, sum);
+        const auto add = [&](float *rows, const Tile<T>(&slope)[kTiles], const T *b) {
+          const auto target = column_sum.target(is_first, [&](int s, int c) {
+            return s < group.count && r + c < f.R ? rows + static_cast<int64_t>(group.first + s) * f.R + r + c
+                                                  : nullptr;
+          });
+          Tile<float> dz;
+#pragma unroll
+          for (int j = 0; j < kTiles; j++)
+            if (unit.is_inside(j)) multiply(dz, slope[j], transposed(unit.columns(b, r, j)));
+          column_sum.add(dz, target);
         };
-        Tile<float> dz;
-        if (w < f.F) multiply(dz, gate, transposed(unit.columns(f.bg, r)));
-        column_sum.add(dz, [&](int s, int c, float sum) {
-          leave_row(dzg, s, c, sum);
-          if (r || c || s >= group.count) return;  // what the warps wrote before is there as well
-          float share = 0.f;
-          for (int from = 0; from < kWarps; from++) share += dgate[from][s];
-          leave(dgate_S + group.first + s, share);
-        });
-        dz = Tile<float>();
-        if (w < f.F) multiply(dz, up, transposed(unit.columns(f.bu, r)));
-        column_sum.add(dz, [&](int s, int c, float sum) { leave_row(dzu, s, c, sum); });
+        add(dzg, gate, f.bg);
+        if (r == 0 && threadIdx.x < group.count) {  // after that barrier what the warps wrote is there as well
+          float *to = dgate_S + group.first + threadIdx.x, share = is_first ? 0.f : *to;
+          for (int from = 0; from < kWarps; from++) share += dgate[from][threadIdx.x];
+          *to = share;
+        }
+        add(dzu, up, f.bu);
       }
     }
-    take_rows<kQuads>(total_gate, n, cut.tokens, f.N, f.F, w, dc_gate);
-    take_rows<kQuads>(total_up, n, cut.tokens, f.N, f.F, w, dc_up);
+    for (int j = 0; j < kTiles; j++) {
+      take_rows<kQuads>(total_gate + j * sums, n, cut.tokens, f.N, f.F, w + j * kSide, dc_gate);
+      take_rows<kQuads>(total_up + j * sums, n, cut.tokens, f.N, f.F, w + j * kSide, dc_up);
+    }
   }
 }
 
 // grid: (experts, tiles of 128 columns, chunks of 16 ranks): blocks that run together read the same columns of c and dU
 template <class T, bool kQuads>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kQuads ? 3 : 2)
 by_experts(Ffn<T> f, Cotangent<T> cotangent, T *__restrict__ dbg, T *__restrict__ dbu, T *__restrict__ dad) {
-  const int e = blockIdx.x, w = (blockIdx.y * kWarps + (threadIdx.x >> 5)) * kSide, r = blockIdx.z * kSide;
+  const int e = blockIdx.x, w = blockIdx.y * kColumns + (threadIdx.x >> 5) * kWide, r = blockIdx.z * kSide;
   if (w >= f.F) return;
-  const int64_t end = f.offset[e + 1];
-  Tile<float> sum_gate, sum_up, sum_down;
-  Slots next(f, f.offset[e], end);  // a turn ahead, so that nothing waits for it
-  for (int64_t from = f.offset[e]; from < end; from += kGroup) {
+  const int begin = static_cast<int>(f.offset[e]), end = static_cast<int>(f.offset[e + 1]);
+  Tile<float> sum_gate[kTiles], sum_up[kTiles], sum_down[kTiles];
+  Slots next;
+  if (begin < end) next = Slots(f.order, f.K, begin, end);
+  for (int from = begin; from < end; from += kGroup) {
     const Slots slots = next;
-    next = Slots(f, from + kGroup, end);
+    if (end - from > kGroup) next = Slots(f.order, f.K, from + kGroup, end);  // a turn ahead: nothing waits for it
     const Unit<T, kQuads> unit(f, slots, e, w);
     const Slopes<T, kQuads> slopes(unit, cotangent);
-    multiply(sum_gate, transposed(as_type<T>(slopes.gate)), transposed(unit.narrow(f.zg, r)));
-    multiply(sum_up, transposed(as_type<T>(slopes.up)), transposed(unit.narrow(f.zu, r)));
-    multiply(sum_down, transposed(unit.narrow(cotangent.dzd, r)), transposed(as_type<T>(slopes.h)));
+    const Tile<T> zg = transposed(unit.narrow(f.zg, r)), zu = transposed(unit.narrow(f.zu, r));
+    const Tile<T> dzd = transposed(unit.narrow(cotangent.dzd, r));
+#pragma unroll
+    for (int j = 0; j < kTiles; j++) {
+      multiply(sum_gate[j], transposed(as_type<T>(slopes.gate[j])), zg);
+      multiply(sum_up[j], transposed(as_type<T>(slopes.up[j])), zu);
+      multiply(sum_down[j], dzd, transposed(as_type<T>(slopes.h[j])));
+    }
   }
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int64_t column = w + tile_row(i), rank = r + tile_row(i);
-    const int64_t wide_first = (e * static_cast<int64_t>(f.F) + column) * f.R;
-    const int limit = column < f.F ? f.R : 0;
-    store_four<kQuads>(Row<T>{dbg + wide_first, limit}, r + tile_column(), sum_gate.row(i));
-    store_four<kQuads>(Row<T>{dbu + wide_first, limit}, r + tile_column(), sum_up.row(i));
-    T *row = dad + (e * static_cast<int64_t>(f.R) + rank) * f.F;
-    store_four<kQuads>(Row<T>{row, rank < f.R ? f.F : 0}, w + tile_column(), sum_down.row(i));
-  }
+  for (int j = 0; j < kTiles; j++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int first = w + j * kSide, column = first + tile_row(i), rank = r + tile_row(i);
+      const int64_t wide_first = (static_cast<int64_t>(e) * f.F + column) * f.R;
+      const int ranks = column < f.F ? f.R : 0, columns = rank < f.R ? f.F : 0;
+      store_four<kQuads>(dbg + wide_first, ranks, r + tile_column(), sum_gate[j].row(i));
+      store_four<kQuads>(dbu + wide_first, ranks, r + tile_column(), sum_up[j].row(i));
+      T *row = dad + (static_cast<int64_t>(e) * f.R + rank) * f.F;
+      store_four<kQuads>(row, columns, first + tile_column(), sum_down[j].row(i));
+    }
 }
 
 }  // namespace

@@ -74,51 +74,51 @@ __device__ inline Tile<T> as_type(const Tile<From> &from) {
   return to;
 }
 
-// A row in memory with as many elements as may be read; none of a row that is not there.
-template <class T>
-struct Row {
-  T *data;
-  int end;
-};
+// Where memory is read four elements at a time, what lies behind the end of a row is read from before it if no one looks
+// at the outcome, or is zero if it enters a sum.
+enum class Beyond { anything, zeros };
 
-// A tile of the columns from `first` on, of the rows row_of(row, i) for i = 0 and 1; zeros beyond their ends.
-// kQuads: four neighbours lie at a multiple of their size, and ends are multiples of four.
-template <class T, bool kQuads, class From, class RowOf>
-__device__ inline Tile<T> load_tile(int first, RowOf row_of) {
+// A tile of the columns from `first` on, of the rows row_of(row, i), i = 0 and 1. kQuads: four neighbours lie at a multiple
+// of their size, and end_of(i) is a multiple of four; without it, all that is beyond is zero.
+template <class T, bool kQuads, Beyond kBeyond, class RowOf, class EndOf>
+__device__ inline Tile<T> load_tile(int first, RowOf row_of, EndOf end_of) {
+  using From = std::remove_const_t<std::remove_pointer_t<decltype(row_of(0, 0))>>;
   Tile<From> tile;
-  const int column = first + tile_column();
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    const Row<const From> row = row_of(tile_row(i), i);
+    const From *row = row_of(tile_row(i), i);
+    const int end = end_of(i);
+    int column = first + tile_column();
     if constexpr (kQuads) {
       using Bits = std::conditional_t<sizeof(From) == 4, uint4, uint2>;
-      if (column < row.end) {
-        const Bits bits = *reinterpret_cast<const Bits *>(row.data + column);
+      if constexpr (kBeyond == Beyond::anything) column = column < end ? column : end - 4;
+      if (kBeyond == Beyond::anything || column < end) {
+        const Bits bits = *reinterpret_cast<const Bits *>(row + column);
         memcpy(static_cast<void *>(tile.pair[i]), &bits, sizeof(Bits));
       }
     } else {
 #pragma unroll
       for (int c = 0; c < 4; c++)
-        if (column + c < row.end) tile.at(i, c) = row.data[column + c];
+        if (column + c < end) tile.at(i, c) = row[column + c];
     }
   }
   return as_type<T>(tile);
 }
 
-// Four neighbours, rounded to the type of a row, at its elements from `column` on.
+// Four neighbours, rounded to the type of the row, at its elements from `column` on; nothing beyond the end.
 template <bool kQuads, class T>
-__device__ inline void store_four(Row<T> row, int column, float4 value) {
+__device__ inline void store_four(T *row, int end, int column, float4 value) {
   const Pair<T> pair[2] = {to_pair<T>(value.x, value.y), to_pair<T>(value.z, value.w)};
   if constexpr (kQuads) {
     using Bits = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
     Bits bits;
     memcpy(&bits, pair, sizeof(Bits));
-    if (column < row.end) *reinterpret_cast<Bits *>(row.data + column) = bits;
+    if (column < end) *reinterpret_cast<Bits *>(row + column) = bits;
   } else {
-    if (column < row.end) row.data[column] = pair[0].x;
-    if (column + 1 < row.end) row.data[column + 1] = pair[0].y;
-    if (column + 2 < row.end) row.data[column + 2] = pair[1].x;
-    if (column + 3 < row.end) row.data[column + 3] = pair[1].y;
+    if (column < end) row[column] = pair[0].x;
+    if (column + 1 < end) row[column + 1] = pair[0].y;
+    if (column + 2 < end) row[column + 2] = pair[1].x;
+    if (column + 3 < end) row[column + 3] = pair[1].y;
   }
 }
 

@@ -15,12 +15,12 @@ struct Group {
   short expert, count;
 };
 
-constexpr short kNoSlot = -1;  // of a row behind the last slot of its group
-
 // What a block keeps in shared memory.
 struct Groups {
   Group *group;
-  short *row;  // of each group sixteen: the token within the run; from bit 8 on, how many slots before are of it too
+  // Of each group sixteen: the token within the run; from bit 8 on, how many slots before are of it too. A row behind
+  // the last slot has its token, and -1: it may be computed as well.
+  short *row;
   int count;
 
   static __host__ __device__ int most(int64_t tokens, int64_t K, int64_t E) {
@@ -63,13 +63,11 @@ struct Groups {
     const auto token_at = [&](int place) { return static_cast<int>(order[place]) / K - static_cast<int>(n); };
     for (int i = threadIdx.x; i < count * kGroup; i += blockDim.x) {
       const Group own = group[i / kGroup];
-      const int place = own.first + i % kGroup;
-      row[i] = kNoSlot;
-      if (i % kGroup >= own.count) continue;
-      const int token = token_at(place);
-      int before = 0;
-      while (place - before > own.first && token_at(place - before - 1) == token) before++;
-      row[i] = static_cast<short>(token | before << 8);
+      const bool is_there = i % kGroup < own.count;
+      const int place = own.first + (is_there ? i % kGroup : own.count - 1), token = token_at(place);
+      int before = is_there ? 0 : -1;
+      while (is_there && place - before > own.first && token_at(place - before - 1) == token) before++;
+      row[i] = static_cast<short>(token + before * 256);
     }
     __syncthreads();
   }
@@ -87,9 +85,9 @@ __device__ inline void take_turns(int turn_0, int turn_1, Add add) {
 
 // edge[run][e] = first place of expert e whose token is not before that run; also for the run behind the last one.
 // grid: (runs + 1) * E threads
-__global__ void __launch_bounds__(256)
-find_edges(const int64_t *order, const int64_t *offset, int *edge, int64_t N, int K, int E, int tokens, int runs) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+__global__ void find_edges(const int64_t *order, const int64_t *offset, int *edge, int64_t N, int K, int E,
+                           int tokens, int runs) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= (runs + int64_t{1}) * E) return;
   const int64_t n = i / E * tokens;
   edge[i] = static_cast<int>(first_place(order, offset, static_cast<int>(i % E), (n < N ? n : N) * K));

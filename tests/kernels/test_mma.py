@@ -18,15 +18,15 @@ namespace {
 template <class T, bool kQuads>
 __global__ void products(const T *a, const T *b, float *product, T *turned, int rows, int columns) {
   const auto load = [&](const T *m) {
-    const auto row_of = [&](int row, int) { return Row<const T>{m + row * columns, row < rows ? columns : 0}; };
-    return load_tile<T, kQuads, T>(0, row_of);
+    const auto row_of = [&](int row, int) { return m + row * columns; };
+    return load_tile<T, kQuads, Beyond::zeros>(0, row_of, [&](int i) { return tile_row(i) < rows ? columns : 0; });
   };
   Tile<float> total;
   multiply(total, load(a), load(b));
   const Tile<float> back = as_type<float>(transposed(load(a)));
   for (int i = 0; i < 2; i++) {
-    store_four<true>(Row<float>{product + tile_row(i) * kSide, kSide}, tile_column(), total.row(i));
-    store_four<true>(Row<T>{turned + tile_row(i) * kSide, kSide}, tile_column(), back.row(i));
+    store_four<true>(product + tile_row(i) * kSide, kSide, tile_column(), total.row(i));
+    store_four<true>(turned + tile_row(i) * kSide, kSide, tile_column(), back.row(i));
   }
 }
 }

@@ -51,14 +51,11 @@ hidden(Ffn<T> f, Cut cut, const int *__restrict__ edge, T *__restrict__ u, float
       }
 #pragma unroll 1
       for (int r = 0; r < f.R; r += kSide) {
-        const auto target = column_sum.target(column == first_column, [&](int s, int c) {
-          return s < group.count && r + c < f.R ? own_part + static_cast<int64_t>(group.first + s) * f.R + r + c
-                                                : nullptr;
-        });
+        const auto target = column_sum.target(own_part, group, r, f.R, column == first_column);
         Tile<float> zd;
+        if (w < f.F)
 #pragma unroll
-        for (int j = 0; j < kTiles; j++)
-          if (unit.is_inside(j)) multiply(zd, h[j], unit.ranks(f.ad, r, j));
+          for (int j = 0; j < kTiles; j++) multiply(zd, h[j], unit.ranks(f.ad, r, j));
         column_sum.add(zd, target);
       }
     }

@@ -97,24 +97,22 @@ struct Slots {
   __device__ bool is_there(int i) const { return turn[i] >= 0; }
 };
 
-// Some slots of one expert by the columns of a warp, which begin at w; j is one of its tiles. If kQuads, a tile is inside
-// or outside as a whole; one that is outside is computed from other columns, and must be left out of sums over columns.
-// If not, what is beyond the last column is zero, in c, in dU and in Ad, and so are gradients there.
+// Some slots of one expert by the columns of a warp, which begin at w; j is one of its tiles. If kQuads, all columns are
+// there. If not, what is beyond the last one is zero in c, in dU and in Ad, and so are gradients there.
 template <class T, bool kQuads>
 struct Unit {
   const Ffn<T> &f;
   const Slots &slots;
-  int expert, w;
+  int64_t factor;  // where the expert's part of a factor begins
+  int w;
 
-  __device__ Unit(const Ffn<T> &f, const Slots &slots, int expert, int w) : f(f), slots(slots), expert(expert), w(w) {}
-
-  __device__ bool is_inside(int j) const { return w + j * kSide < f.F; }
-  __device__ int column(int j) const { return kQuads ? min(w + j * kSide, f.F - kSide) : w + j * kSide; }
+  __device__ Unit(const Ffn<T> &f, const Slots &slots, int expert, int w)
+      : f(f), slots(slots), factor(static_cast<int64_t>(expert) * (f.F * f.R)), w(w) {}
 
   // Slots by columns, of rows (N, F); slots by ranks, of rows (S, R).
   __device__ Tile<float> wide(const T *rows, int j) const {
     return load_tile<float, kQuads, Beyond::anything>(
-        column(j), [&](int, int i) { return rows + static_cast<int64_t>(slots.token[i]) * f.F; },
+        w + j * kSide, [&](int, int i) { return rows + static_cast<int64_t>(slots.token[i]) * f.F; },
         [&](int) { return f.F; });
   }
   __device__ Tile<T> narrow(const float *rows, int r) const {
@@ -127,15 +125,14 @@ struct Unit {
     return load_tile<T, kQuads, Beyond::anything>(
         r,
         [&](int row, int) {
-          const int own = kQuads ? column(j) + row : min(column(j) + row, f.F - 1);
-          return b + (static_cast<int64_t>(expert) * f.F + own) * f.R;
+          const int column = w + j * kSide + row;
+          return b + factor + (kQuads ? column : min(column, f.F - 1)) * f.R;
         },
         [&](int) { return f.R; });
   }
   __device__ Tile<T> ranks(const T *a, int r, int j) const {
     return load_tile<T, kQuads, Beyond::anything>(
-        column(j),
-        [&](int row, int) { return a + (static_cast<int64_t>(expert) * f.R + min(r + row, f.R - 1)) * f.F; },
+        w + j * kSide, [&](int row, int) { return a + factor + min(r + row, f.R - 1) * f.F; },
         [&](int) { return f.F; });
   }
 
@@ -175,11 +172,9 @@ struct Slopes {
 #pragma unroll
     for (int j = 0; j < kTiles; j++) {
       const Tile<float> du = unit.wide(cotangent.du, j);
-      const bool is_inside = unit.is_inside(j);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const float weight = unit.gate(i);
-        float share = 0.f;
 #pragma unroll
         for (int c = 0; c < 4; c++) {
           const Gate a = activate<T>(unit.f.act, gate[j].at(i, c));
@@ -187,9 +182,8 @@ struct Slopes {
           h[j].at(i, c) = a.value * other;
           gate[j].at(i, c) = dh * other * a.slope;
           up[j].at(i, c) = dh * a.value;
-          share += du.at(i, c) * h[j].at(i, c);
+          dgate[i] += du.at(i, c) * h[j].at(i, c);
         }
-        dgate[i] += is_inside ? share : 0.f;
       }
     }
   }
@@ -227,12 +221,14 @@ struct ColumnSum {
 
   __device__ explicit ColumnSum(float *room) : room(reinterpret_cast<float (*)[kWarps][kSide][kSide]>(room)) {}
 
-  template <class To>
-  __device__ Target target(bool is_first, To to) const {
+  // The ranks from r on of the rows (S, R) of a group, or fewer than a tile's.
+  __device__ Target target(float *rows, const Group &group, int r, int R, bool is_first) const {
     Target target;
+    const int s = threadIdx.x / kSide, c = r + threadIdx.x % kSide;
+    float *first = rows + static_cast<int64_t>(group.first + s) * R + c;
 #pragma unroll
     for (int o = 0; o < kOwn; o++) {
-      target.to[o] = to(threadIdx.x / kSide + o * kThreads / kSide, threadIdx.x % kSide);
+      target.to[o] = s + o * kThreads / kSide < group.count && c < R ? first + o * kThreads / kSide * R : nullptr;
       target.sum[o] = target.to[o] && !is_first ? *target.to[o] : 0.f;
     }
     return target;
@@ -295,14 +291,14 @@ sum_parts(const float *part, int splits, int64_t sums, int64_t rows, float *firs
 
 inline bool is_sound(int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int64_t activation) {
   return N >= 0 && K >= 1 && K <= E && E >= 1 && E <= 1024 && R >= 1 && R <= 4096 && F >= 1 &&
-         F < (int64_t{1} << 23) && N * K < (int64_t{1} << 31) && (activation == 0 || activation == 1);
+         F * R < (int64_t{1} << 31) && N * K < (int64_t{1} << 31) && (activation == 0 || activation == 1);
 }
 
-// Whether rows of ranks and of columns can be read four elements at a time, and tiles of columns are whole.
+// Whether rows of ranks and of columns can be read four elements at a time, and a warp's columns are all there.
 inline bool are_quads(int64_t R, int64_t F, std::initializer_list<const void *> addresses) {
   for (const void *address : addresses)
     if (reinterpret_cast<uintptr_t>(address) % 16) return false;
-  return R % 4 == 0 && F % kSide == 0;
+  return R % 4 == 0 && F % kWide == 0;
 }
 
 // Calls `run` with an element of the type, and whether rows are read four elements at a time: not those of float32, which

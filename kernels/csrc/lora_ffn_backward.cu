@@ -62,14 +62,11 @@ by_tokens(Ffn<T> f, Cotangent<T> cotangent, Cut cut, const int *__restrict__ edg
 #pragma unroll 1
       for (int r = 0; r < f.R; r += kSide) {
         const auto add = [&](float *rows, const Tile<T>(&slope)[kTiles], const T *b) {
-          const auto target = column_sum.target(is_first, [&](int s, int c) {
-            return s < group.count && r + c < f.R ? rows + static_cast<int64_t>(group.first + s) * f.R + r + c
-                                                  : nullptr;
-          });
+          const auto target = column_sum.target(rows, group, r, f.R, is_first);
           Tile<float> dz;
+          if (w < f.F)
 #pragma unroll
-          for (int j = 0; j < kTiles; j++)
-            if (unit.is_inside(j)) multiply(dz, slope[j], transposed(unit.columns(b, r, j)));
+            for (int j = 0; j < kTiles; j++) multiply(dz, slope[j], transposed(unit.columns(b, r, j)));
           column_sum.add(dz, target);
         };
         add(dzg, gate, f.bg);

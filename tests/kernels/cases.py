@@ -159,10 +159,10 @@ FFN = [  # N, D, F, E, R, K, type
     (1, 8, 8, 3, 4, 2, torch.float32),
     (70, 12, 24, 5, 4, 2, torch.float32),
     (21, 10, 9, 3, 17, 3, torch.float32),
-    (5, 16, 264, 4, 20, 2, torch.float32),
-    (40, 16, 136, 4, 16, 1, torch.bfloat16),
+    (5, 16, 136, 4, 20, 2, torch.float32),
+    (40, 16, 160, 4, 16, 1, torch.bfloat16),
     (11, 8, 9, 3, 3, 2, torch.float16),
-    (130, 8, 16, 40, 4, 1, torch.float16),
+    (130, 8, 32, 40, 4, 1, torch.float16),
 ]
 
 

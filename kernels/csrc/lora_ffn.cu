@@ -12,7 +12,7 @@ namespace {
 
 // grid: (runs of tokens, splits of the columns)
 template <class T, bool kQuads>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks<kQuads>)
 hidden(Ffn<T> f, Cut cut, const int *__restrict__ edge, T *__restrict__ u, float *__restrict__ part) {
   DYNAMIC_SHARED(float, shared);  // of each warp and tile sums (tokens, 16); sums over columns; groups
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, sums = cut.tokens * kSide, n = blockIdx.x * cut.tokens;
@@ -27,14 +27,20 @@ hidden(Ffn<T> f, Cut cut, const int *__restrict__ edge, T *__restrict__ u, float
   const int first_column = blockIdx.y * cut.tiles_a_block * kColumns, end = first_column + cut.tiles_a_block * kColumns;
   for (int column = first_column; column < end && column < f.F; column += kColumns) {
     const int w = column + warp * kWide;
+    const bool is_first = column == first_column;
     for (int g = 0; g < groups.count; g++) {
       const Group group = groups.group[g];
       const Slots slots(groups, g, n);
       const Unit<T, kQuads> unit(f, slots, group.expert, w);
-      Tile<T> h[kTiles];
+      // What is needed at the end of a turn is asked for at its beginning.
+      const float weight[2] = {unit.gate(0), unit.gate(1)};
+      auto target = column_sum.target(own_part, group, 0, f.R, is_first);
+      Tile<T> h[kTiles], ad[kTiles];
       if (w < f.F) {
         Tile<float> gate[kTiles], up[kTiles];
         unit.project(gate, up);
+#pragma unroll
+        for (int j = 0; j < kTiles; j++) ad[j] = unit.ranks(f.ad, 0, j);
 #pragma unroll
         for (int j = 0; j < kTiles; j++) {
 #pragma unroll
@@ -46,17 +52,22 @@ hidden(Ffn<T> f, Cut cut, const int *__restrict__ edge, T *__restrict__ u, float
         take_turns(slots.turn[0], slots.turn[1], [&](int i) {
           const int at = (slots.token[i] - n) * kSide + tile_column();
 #pragma unroll
-          for (int j = 0; j < kTiles; j++) add_four(total + j * sums + at, gate[j].row(i), unit.gate(i));
+          for (int j = 0; j < kTiles; j++) add_four(total + j * sums + at, gate[j].row(i), weight[i]);
         });
       }
 #pragma unroll 1
       for (int r = 0; r < f.R; r += kSide) {
-        const auto target = column_sum.target(own_part, group, r, f.R, column == first_column);
+        if (r > 0) {
+          target = column_sum.target(own_part, group, r, f.R, is_first);
+          if (w < f.F)
+#pragma unroll
+            for (int j = 0; j < kTiles; j++) ad[j] = unit.ranks(f.ad, r, j);
+        }
         Tile<float> zd;
         if (w < f.F)
 #pragma unroll
-          for (int j = 0; j < kTiles; j++) multiply(zd, h[j], unit.ranks(f.ad, r, j));
-        column_sum.add(zd, target);
+          for (int j = 0; j < kTiles; j++) multiply(zd, h[j], ad[j]);
+        column_sum.add(zd, target, f.R);
       }
     }
     for (int j = 0; j < kTiles; j++) take_rows<kQuads>(total + j * sums, n, cut.tokens, f.N, f.F, w + j * kSide, u);

@@ -15,6 +15,8 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kTiles = 2;  // of a warp: what it knows of its slots serves both
 constexpr int kWide = kTiles * kSide;
 constexpr int kColumns = kWarps * kWide;  // of a block at a time
+template <bool kQuads>
+constexpr int kBlocks = kQuads ? 3 : 2;  // on a multiprocessor, as many as registers and shared memory allow
 static_assert(kGroup == kSide, "a group is the rows of a tile");
 
 // act(x) = x * sigmoid(a (x + b x^3)): SiLU, or the tanh form of GELU.
@@ -97,6 +99,11 @@ struct Slots {
   __device__ bool is_there(int i) const { return turn[i] >= 0; }
 };
 
+// Where row i of rows of that width begins: one instruction, as neither is negative.
+__device__ inline int64_t row_begin(int i, int width) {
+  return static_cast<int64_t>(static_cast<uint64_t>(static_cast<unsigned>(i)) * static_cast<unsigned>(width));
+}
+
 // Some slots of one expert by the columns of a warp, which begin at w; j is one of its tiles. If kQuads, all columns are
 // there. If not, what is beyond the last one is zero in c, in dU and in Ad, and so are gradients there.
 template <class T, bool kQuads>
@@ -107,17 +114,17 @@ struct Unit {
   int w;
 
   __device__ Unit(const Ffn<T> &f, const Slots &slots, int expert, int w)
-      : f(f), slots(slots), factor(static_cast<int64_t>(expert) * (f.F * f.R)), w(w) {}
+      : f(f), slots(slots), factor(row_begin(expert, f.F * f.R)), w(w) {}
 
   // Slots by columns, of rows (N, F); slots by ranks, of rows (S, R).
-  __device__ Tile<float> wide(const T *rows, int j) const {
-    return load_tile<float, kQuads, Beyond::anything>(
-        w + j * kSide, [&](int, int i) { return rows + static_cast<int64_t>(slots.token[i]) * f.F; },
+  __device__ Tile<T> wide(const T *rows, int j) const {
+    return load_tile<T, kQuads, Beyond::anything>(
+        w + j * kSide, [&](int, int i) { return rows + row_begin(slots.token[i], f.F); },
         [&](int) { return f.F; });
   }
   __device__ Tile<T> narrow(const float *rows, int r) const {
     return load_tile<T, kQuads, Beyond::zeros>(
-        r, [&](int, int i) { return rows + static_cast<int64_t>(slots.place[i]) * f.R; },
+        r, [&](int, int i) { return rows + row_begin(slots.place[i], f.R); },
         [&](int i) { return slots.is_there(i) ? f.R : 0; });
   }
   // Columns by ranks, of (E, F, R); ranks by columns, of (E, R, F). Ranks beyond the last meet zeros, or are not kept.
@@ -126,21 +133,23 @@ struct Unit {
         r,
         [&](int row, int) {
           const int column = w + j * kSide + row;
-          return b + factor + (kQuads ? column : min(column, f.F - 1)) * f.R;
+          return b + factor + row_begin(kQuads ? column : min(column, f.F - 1), f.R);
         },
         [&](int) { return f.R; });
   }
   __device__ Tile<T> ranks(const T *a, int r, int j) const {
     return load_tile<T, kQuads, Beyond::anything>(
-        w + j * kSide, [&](int row, int) { return a + factor + min(r + row, f.R - 1) * f.F; },
+        w + j * kSide, [&](int row, int) { return a + factor + row_begin(min(r + row, f.R - 1), f.F); },
         [&](int) { return f.F; });
   }
 
+  // Adds what the experts do to zeros, and then c, which is under way meanwhile.
   __device__ void project(Tile<float> (&gate)[kTiles], Tile<float> (&up)[kTiles]) const {
+    Tile<T> c_gate[kTiles], c_up[kTiles];
 #pragma unroll
     for (int j = 0; j < kTiles; j++) {
-      gate[j] = wide(f.c_gate, j);
-      up[j] = wide(f.c_up, j);
+      c_gate[j] = wide(f.c_gate, j);
+      c_up[j] = wide(f.c_up, j);
     }
 #pragma unroll 1
     for (int r = 0; r < f.R; r += kSide) {
@@ -150,6 +159,11 @@ struct Unit {
         multiply(gate[j], zg, columns(f.bg, r, j));
         multiply(up[j], zu, columns(f.bu, r, j));
       }
+    }
+#pragma unroll
+    for (int j = 0; j < kTiles; j++) {
+      add_tile(gate[j], c_gate[j]);
+      add_tile(up[j], c_up[j]);
     }
   }
   __device__ float gate(int i) const { return slots.is_there(i) ? f.gate[slots.place[i]] : 0.f; }
@@ -162,6 +176,10 @@ struct Slopes {
   float dgate[2] = {0.f, 0.f};
 
   __device__ Slopes(const Unit<T, kQuads> &unit, const Cotangent<T> &cotangent) {
+    const float weight[2] = {unit.gate(0), unit.gate(1)};
+    Tile<T> du[kTiles];
+#pragma unroll
+    for (int j = 0; j < kTiles; j++) du[j] = unit.wide(cotangent.du, j);
     unit.project(gate, up);
 #pragma unroll 1
     for (int r = 0; r < unit.f.R; r += kSide) {
@@ -170,22 +188,19 @@ struct Slopes {
       for (int j = 0; j < kTiles; j++) multiply(h[j], dzd, transposed(unit.ranks(unit.f.ad, r, j)));
     }
 #pragma unroll
-    for (int j = 0; j < kTiles; j++) {
-      const Tile<float> du = unit.wide(cotangent.du, j);
+    for (int j = 0; j < kTiles; j++)
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const float weight = unit.gate(i);
+      for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int c = 0; c < 4; c++) {
           const Gate a = activate<T>(unit.f.act, gate[j].at(i, c));
-          const float dh = weight * du.at(i, c) + h[j].at(i, c), other = up[j].at(i, c);
+          const float own_du = to_float(du[j].at(i, c)), other = up[j].at(i, c);
+          const float dh = weight[i] * own_du + h[j].at(i, c);
           h[j].at(i, c) = a.value * other;
           gate[j].at(i, c) = dh * other * a.slope;
           up[j].at(i, c) = dh * a.value;
-          dgate[i] += du.at(i, c) * h[j].at(i, c);
+          dgate[i] += own_du * h[j].at(i, c);
         }
-      }
-    }
   }
 };
 
@@ -214,9 +229,11 @@ struct ColumnSum {
   float (*room)[kWarps][kSide][kSide];
   int turn = 0;
 
-  // Where a thread's elements go (null: nowhere), and what is there already: read early, while products are under way.
+  // Where a thread's elements go, if anywhere, and what is there already: read early, so that nothing waits for it.
   struct Target {
-    float *to[kOwn], sum[kOwn];
+    float *first;
+    bool is_there[kOwn];
+    float sum[kOwn];
   };
 
   __device__ explicit ColumnSum(float *room) : room(reinterpret_cast<float (*)[kWarps][kSide][kSide]>(room)) {}
@@ -225,17 +242,18 @@ struct ColumnSum {
   __device__ Target target(float *rows, const Group &group, int r, int R, bool is_first) const {
     Target target;
     const int s = threadIdx.x / kSide, c = r + threadIdx.x % kSide;
-    float *first = rows + static_cast<int64_t>(group.first + s) * R + c;
+    target.first = rows + row_begin(group.first + s, R) + c;
 #pragma unroll
     for (int o = 0; o < kOwn; o++) {
-      target.to[o] = s + o * kThreads / kSide < group.count && c < R ? first + o * kThreads / kSide * R : nullptr;
-      target.sum[o] = target.to[o] && !is_first ? *target.to[o] : 0.f;
+      target.is_there[o] = s + o * kThreads / kSide < group.count && c < R;
+      target.sum[o] = 0.f;
+      if (target.is_there[o] && !is_first) target.sum[o] = target.first[o * kThreads / kSide * R];
     }
     return target;
   }
 
   // By all threads of a block.
-  __device__ void add(const Tile<float> &tile, const Target &target) {
+  __device__ void add(const Tile<float> &tile, const Target &target, int R) {
     auto &own = room[turn];
     turn ^= 1;
 #pragma unroll
@@ -248,7 +266,7 @@ struct ColumnSum {
 #pragma unroll
       for (int warp = 0; warp < kWarps; warp++)
         sum += own[warp][threadIdx.x / kSide + o * kThreads / kSide][threadIdx.x % kSide];
-      if (target.to[o]) *target.to[o] = sum;
+      if (target.is_there[o]) target.first[o * kThreads / kSide * R] = sum;
     }
   }
 };

@@ -12,7 +12,7 @@ namespace {
 
 // grid: (runs of tokens, splits of the columns)
 template <class T, bool kQuads>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks<kQuads>)
 by_tokens(Ffn<T> f, Cotangent<T> cotangent, Cut cut, const int *__restrict__ edge, T *__restrict__ dc_gate,
           T *__restrict__ dc_up, float *__restrict__ part) {
   // Of each warp and tile sums (tokens, 16), twice; sums over columns; each warp's share of dgate; groups.
@@ -61,21 +61,22 @@ by_tokens(Ffn<T> f, Cotangent<T> cotangent, Cut cut, const int *__restrict__ edg
       if (lane % 4 < 2) dgate[warp][tile_row(lane % 4)] = lane % 4 ? own[1] : own[0];
 #pragma unroll 1
       for (int r = 0; r < f.R; r += kSide) {
-        const auto add = [&](float *rows, const Tile<T>(&slope)[kTiles], const T *b) {
-          const auto target = column_sum.target(rows, group, r, f.R, is_first);
-          Tile<float> dz;
-          if (w < f.F)
+        const auto target_g = column_sum.target(dzg, group, r, f.R, is_first);
+        const auto target_u = column_sum.target(dzu, group, r, f.R, is_first);
+        Tile<float> dz_gate, dz_up;
+        if (w < f.F)
 #pragma unroll
-            for (int j = 0; j < kTiles; j++) multiply(dz, slope[j], transposed(unit.columns(b, r, j)));
-          column_sum.add(dz, target);
-        };
-        add(dzg, gate, f.bg);
+          for (int j = 0; j < kTiles; j++) {
+            multiply(dz_gate, gate[j], transposed(unit.columns(f.bg, r, j)));
+            multiply(dz_up, up[j], transposed(unit.columns(f.bu, r, j)));
+          }
+        column_sum.add(dz_gate, target_g, f.R);
         if (r == 0 && threadIdx.x < group.count) {  // after that barrier what the warps wrote is there as well
           float *to = dgate_S + group.first + threadIdx.x, share = is_first ? 0.f : *to;
           for (int from = 0; from < kWarps; from++) share += dgate[from][threadIdx.x];
           *to = share;
         }
-        add(dzu, up, f.bu);
+        column_sum.add(dz_up, target_u, f.R);
       }
     }
     for (int j = 0; j < kTiles; j++) {
@@ -87,7 +88,7 @@ by_tokens(Ffn<T> f, Cotangent<T> cotangent, Cut cut, const int *__restrict__ edg
 
 // grid: (experts, tiles of 128 columns, chunks of 16 ranks): blocks that run together read the same columns of c and dU
 template <class T, bool kQuads>
-__global__ void __launch_bounds__(kThreads, kQuads ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<kQuads>)
 by_experts(Ffn<T> f, Cotangent<T> cotangent, T *__restrict__ dbg, T *__restrict__ dbu, T *__restrict__ dad) {
   const int e = blockIdx.x, w = blockIdx.y * kColumns + (threadIdx.x >> 5) * kWide, r = blockIdx.z * kSide;
   if (w >= f.F) return;

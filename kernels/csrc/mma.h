@@ -74,6 +74,14 @@ __device__ inline Tile<T> as_type(const Tile<From> &from) {
   return to;
 }
 
+template <class T>
+__device__ inline void add_tile(Tile<float> &total, const Tile<T> &tile) {
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int c = 0; c < 4; c++) total.at(i, c) += to_float(tile.at(i, c));
+}
+
 // Where memory is read four elements at a time, what lies behind the end of a row is read from before it if no one looks
 // at the outcome, or is zero if it enters a sum.
 enum class Beyond { anything, zeros };

@@ -6,7 +6,7 @@
 //
 // The sum over a token's slots is taken in shared memory, where each warp has its own columns, so nothing is added with
 // atomics and no row of S * F exists; zd is summed over warps, then tiles, then blocks, always in the same order.
-#include "lora_ffn.h"
+#include "lora_ffn_blocks.h"
 
 namespace {
 

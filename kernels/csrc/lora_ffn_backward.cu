@@ -6,7 +6,7 @@
 //   by_experts   dBg, dBu, dAd; a warp takes one expert by 32 columns by 16 ranks and goes through the expert's slots
 //
 // Both compute hidden rows anew: reading them would cost more than the products do.
-#include "lora_ffn.h"
+#include "lora_ffn_blocks.h"
 
 namespace {
 

@@ -82,12 +82,12 @@ __device__ inline void add_tile(Tile<float> &total, const Tile<T> &tile) {
     for (int c = 0; c < 4; c++) total.at(i, c) += to_float(tile.at(i, c));
 }
 
-// Where memory is read four elements at a time, what lies behind the end of a row is read from before it if no one looks
-// at the outcome, or is zero if it enters a sum.
+// Where memory is read four elements at a time, what would lie behind the end of a row is zero if it enters a sum; if no
+// one looks at the outcome, the last four are read instead, which takes fewer instructions.
 enum class Beyond { anything, zeros };
 
-// A tile of the columns from `first` on, of the rows row_of(row, i), i = 0 and 1. kQuads: four neighbours lie at a multiple
-// of their size, and end_of(i) is a multiple of four; without it, all that is beyond is zero.
+// A tile of the columns from `first` on, of the rows row_of(row, i), i = 0 and 1. kQuads: four neighbours lie at a
+// multiple of their size, and end_of(i) is a multiple of four; without it, all that is beyond is zero.
 template <class T, bool kQuads, Beyond kBeyond, class RowOf, class EndOf>
 __device__ inline Tile<T> load_tile(int first, RowOf row_of, EndOf end_of) {
   using From = std::remove_const_t<std::remove_pointer_t<decltype(row_of(0, 0))>>;

@@ -166,8 +166,8 @@ FFN = [  # N, D, F, E, R, K, type
 ]
 
 
-def ffn_case(seed):
-    n, d, f, e, r, k, type_ = FFN[seed % len(FFN)]
+def ffn_case(seed, shape=None):
+    n, d, f, e, r, k, type_ = shape or FFN[seed % len(FFN)]
     rng = torch.Generator().manual_seed(seed)
 
     def drawn(*shape, size=1.0):

@@ -19,7 +19,7 @@ FILES = {  # file with barriers -> the kernels that are built with it, the cases
     "combine.cu": (["combine.cu"], ["combine"]),
     "grouped_lora.cu": (["order.cu", "grouped_lora.cu"], ["grouped_lora"]),
     "slot_groups.h": (LORA_FFN, ["lora_ffn"]),
-    "lora_ffn.h": (LORA_FFN, ["lora_ffn"]),
+    "lora_ffn_blocks.h": (LORA_FFN, ["lora_ffn"]),
 }
 MUTATIONS = [(file, number) for file in FILES for number in range(len(barriers(file)))]
 
@@ -63,6 +63,20 @@ def test_every_file_with_barriers_is_mutated():
 
     with_barriers = {p.name for p in source_folder().glob("*") if p.suffix in (".cu", ".h") and p.name != "host.h"}
     assert {name for name in with_barriers if barriers(name)} == set(FILES)
+
+
+@needs_toolkit
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [
+    (140, 8, 320, 5, 36, 3, torch.bfloat16),  # several runs of tokens, splits of the columns, chunks of ranks
+    (140, 8, 300, 5, 36, 3, torch.float32),
+    (20, 3, 5, 1024, 2, 8, torch.float32),
+], ids=str)  # fmt: skip
+def test_lora_ffn_over_many_blocks(shape):
+    check, own, reference = CASES["lora_ffn"](1, shape)
+    with fibres(host_library()):
+        found = check(own)
+    assert_same(found, check(reference))
 
 
 @needs_toolkit

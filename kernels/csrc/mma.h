@@ -82,8 +82,8 @@ __device__ inline void add_tile(Tile<float> &total, const Tile<T> &tile) {
     for (int c = 0; c < 4; c++) total.at(i, c) += to_float(tile.at(i, c));
 }
 
-// Where memory is read four elements at a time, what would lie behind the end of a row is zero if it enters a sum; if no
-// one looks at the outcome, the last four are read instead, which takes fewer instructions.
+// Where memory is read four elements at a time, what would lie behind the end of a row is zero if it enters a sum; if
+// no one looks at the outcome, the last four are read instead, which takes fewer instructions.
 enum class Beyond { anything, zeros };
 
 // A tile of the columns from `first` on, of the rows row_of(row, i), i = 0 and 1. kQuads: four neighbours lie at a

@@ -17,9 +17,17 @@ static inline cudaError_t last_error() { return cudaGetLastError(); }
 // Makes what a lane wrote visible to its warp, where warp operations follow that order no memory. The fibres of host.h do
 // order it, so they cannot show that such a fence is missing; __syncwarp() itself stands only where they can.
 #define WARP_FENCE() __syncwarp()
+
+// Lets a kernel have more than 48 KB of dynamic shared memory.
+template <class Kernel>
+cudaError_t allow_shared(Kernel kernel, size_t bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
 #else
 #include "host.h"
 #define WARP_FENCE() static_cast<void>(0)
+template <class Kernel>
+cudaError_t allow_shared(Kernel, size_t) { return cudaSuccess; }
 #endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

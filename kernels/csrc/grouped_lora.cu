@@ -6,7 +6,7 @@
 //
 // M_e is (R, W) or, wide axis first, (W, R); ranks go in chunks of 16, each thread keeping a chunk in registers. Rank-wide
 // rows z are float32. No row as wide as the layer is moved, nothing is added with atomics, no sum changes between runs.
-#include "common.h"
+#include "first_place.h"
 
 namespace {
 
@@ -47,19 +47,6 @@ struct Factor {
     for (int i = 0; i < kChunk; i++) value[i] = r + i < R ? to_float(first[i * step]) : 0.f;
   }
 };
-
-// First place of expert e whose token is not below n.
-__device__ inline int64_t first_place(const int64_t *order, const int64_t *offset, int e, int64_t slot) {
-  int64_t low = offset[e], high = offset[e + 1];
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (order[middle] < slot)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
 
 // The expert of a place: the last one that begins at or before it.
 __device__ inline int expert_at(const int64_t *offset, int E, int64_t place) {

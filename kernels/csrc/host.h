@@ -250,6 +250,7 @@ T atomicAdd(T *place, T value) {
   *place = old + value;
   return old;
 }
+using std::min;
 static inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 

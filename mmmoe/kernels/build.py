@@ -23,7 +23,7 @@ from mmmoe.paths import project_root
 Target = Literal["cuda", "cpu", "host"]
 
 NVCC_FLAGS = (
-    "-O3", "-std=c++17", "-cudart", "static", "-Xcompiler", "-fPIC", "-shared",
+    "-O3", "-std=c++17", "-cudart", "static", "-Xcompiler", "-fPIC", "-shared", "-Xfatbin=-compress-all",
     "-gencode", "arch=compute_80,code=sm_80",
     "-gencode", "arch=compute_90,code=sm_90",
     "-gencode", "arch=compute_90,code=compute_90",

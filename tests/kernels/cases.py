@@ -12,6 +12,8 @@ from mmmoe.kernels.dispatch.op import dispatch
 from mmmoe.kernels.dispatch.reference import dispatch_reference
 from mmmoe.kernels.grouped_lora.op import grouped_lora
 from mmmoe.kernels.grouped_lora.reference import grouped_lora_reference
+from mmmoe.kernels.lora_ffn.op import ACTIVATIONS, Factors, Frozen, lora_ffn
+from mmmoe.kernels.lora_ffn.reference import lora_ffn_reference
 from mmmoe.kernels.order import order_by_expert, order_in_torch
 from mmmoe.kernels.route_topk.op import RULES, route_topk
 from mmmoe.kernels.route_topk.reference import route_topk_reference
@@ -152,6 +154,50 @@ def send_case(seed):
     return (lambda function: list(function(expert, experts, ranks))), send_order, send_order_reference
 
 
+FFN = [  # N, D, F, E, R, K, type
+    (0, 8, 8, 3, 4, 1, torch.float32),
+    (1, 8, 8, 3, 4, 2, torch.float32),
+    (70, 12, 24, 5, 4, 2, torch.float32),
+    (21, 10, 9, 3, 17, 3, torch.float32),
+    (5, 16, 136, 4, 20, 2, torch.float32),
+    (40, 16, 160, 4, 16, 1, torch.bfloat16),
+    (11, 8, 9, 3, 3, 2, torch.float16),
+    (130, 8, 32, 40, 4, 1, torch.float16),
+]
+
+
+def ffn_case(seed, shape=None):
+    n, d, f, e, r, k, type_ = shape or FFN[seed % len(FFN)]
+    rng = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape, size=1.0):
+        return (torch.randn(shape, generator=rng) * size).to(type_)
+
+    frozen = Frozen(drawn(f, d, size=d**-0.5), drawn(f, d, size=d**-0.5), drawn(d, f, size=f**-0.5))
+    a, b = (e, r, d), (e, f, r)
+    leaves = [drawn(n, d), drawn(*a, size=d**-0.5), drawn(*b, size=r**-0.5), drawn(*a, size=d**-0.5)]
+    leaves += [drawn(*b, size=r**-0.5), drawn(e, r, f, size=f**-0.5), drawn(e, d, r, size=r**-0.5)]
+    leaves.append(torch.rand(n, k, generator=rng).to(type_))
+    index = torch.rand(n, e, generator=rng).argsort(1)[:, :k]
+    if seed % 3 == 0:
+        index[:] = e - 1 if k == 1 else index[:, :1]  # one expert takes all; a token's choices are one expert
+    options = {"scale": 0.7, "activation": list(ACTIVATIONS)[seed // len(FFN) % 2]}
+
+    def check(function):
+        def run(x, ag, bg, au, bu, ad, bd, gates):
+            return function(x, frozen, Factors(ag, bg), Factors(au, bu), Factors(ad, bd), index, gates, **options)
+
+        return list(with_gradients(run, leaves))
+
+    def reference(x, frozen, *pairs_and_rest, **options):  # rounded once: a loop in half types is itself far off
+        *pairs, index, gates = pairs_and_rest
+        exact = [Factors(*(factor.float() for factor in pair)) for pair in pairs]
+        frozen = Frozen(*(weight.float() for weight in frozen))
+        return lora_ffn_reference(x.float(), frozen, *exact, index, gates, **options).to(x.dtype)
+
+    return check, lora_ffn, reference
+
+
 CASES = {
     "route_topk": route_case,
     "order": order_case,
@@ -159,6 +205,7 @@ CASES = {
     "dispatch": dispatch_case,
     "combine": combine_case,
     "grouped_lora": lora_case,
+    "lora_ffn": ffn_case,
 }
 
 

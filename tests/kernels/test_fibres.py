@@ -8,14 +8,18 @@ from cases import CASES, assert_same, is_same
 from host_kernels import barriers, fibres, host_library, needs_toolkit, survives, without_barrier
 
 from mmmoe.kernels.combine.op import gather_sum
+from mmmoe.kernels.lora_ffn.reference import lora_ffn_reference
 from mmmoe.kernels.route_topk.op import route_topk
 
 SCHEDULES = 20
+LORA_FFN = ["order.cu", "grouped_lora.cu", "lora_ffn.cu", "lora_ffn_backward.cu"]
 FILES = {  # file with barriers -> the kernels that are built with it, the cases that run it
     "order.h": (["order.cu"], ["order"]),
     "route_topk.cu": (["order.cu", "route_topk.cu"], ["route_topk"]),
     "combine.cu": (["combine.cu"], ["combine"]),
     "grouped_lora.cu": (["order.cu", "grouped_lora.cu"], ["grouped_lora"]),
+    "slot_groups.h": (LORA_FFN, ["lora_ffn"]),
+    "lora_ffn_blocks.h": (LORA_FFN, ["lora_ffn"]),
 }
 MUTATIONS = [(file, number) for file in FILES for number in range(len(barriers(file)))]
 
@@ -59,6 +63,30 @@ def test_every_file_with_barriers_is_mutated():
 
     with_barriers = {p.name for p in source_folder().glob("*") if p.suffix in (".cu", ".h") and p.name != "host.h"}
     assert {name for name in with_barriers if barriers(name)} == set(FILES)
+
+
+@needs_toolkit
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [
+    (130, 8, 320, 5, 20, 2, torch.bfloat16),  # several runs of tokens, splits of the columns, chunks of ranks
+    (130, 8, 300, 5, 20, 2, torch.float32),
+    (20, 3, 5, 1024, 2, 8, torch.float32),
+], ids=str)  # fmt: skip
+def test_lora_ffn_over_many_blocks(shape):
+    check, own, reference = CASES["lora_ffn"](1, shape)
+    with fibres(host_library()):
+        found = check(own)
+    assert_same(found, check(reference))
+
+
+@needs_toolkit
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_half_types_of_lora_ffn_are_as_good_as_the_loop_in_half_types(seed):
+    check, own, exact = CASES["lora_ffn"](seed)
+    with fibres(host_library()):
+        found = check(own)
+    for result, want, loop in zip(found, check(exact), check(lora_ffn_reference), strict=True):
+        assert (result.double() - want.double()).norm() <= 1.5 * (loop.double() - want.double()).norm()
 
 
 @needs_toolkit

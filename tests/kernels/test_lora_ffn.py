@@ -7,6 +7,7 @@ import torch
 from cases import assert_same, with_gradients
 from host_kernels import needs_kernels
 
+from mmmoe.kernels import backend
 from mmmoe.kernels.lora_ffn.op import ACTIVATIONS, Factors, Frozen, lora_ffn
 from mmmoe.kernels.lora_ffn.reference import lora_ffn_reference
 from mmmoe.kernels.products import frozen_product
@@ -203,9 +204,31 @@ def test_bad_input_is_named(change, words):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
-def test_a_gpu_computes_what_the_loop_does(shape):
-    frozen, leaves, index = draw(shape, dtype=torch.float32)
-    want = with_gradients(over(lora_ffn_reference, frozen, index), leaves)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[2:], (300, 64, 704, 6, 16, 2), (200, 32, 352, 40, 36, 8)], ids=str)
+def test_a_gpu_computes_what_the_loop_does(shape, dtype):
+    assert backend.active("cuda").name == "cuda", backend.active("cuda").reason
+    frozen, leaves, index = draw(shape, dtype=dtype)
+    exact = Frozen(*(w.double() for w in frozen))
+    want = with_gradients(over(lora_ffn_reference, exact, index), [leaf.double() for leaf in leaves])
     there = over(lora_ffn, Frozen(*(w.cuda() for w in frozen)), index.cuda())
-    assert_same(with_gradients(there, [leaf.cuda() for leaf in leaves]), want)
+    found = [t.cpu() for t in with_gradients(there, [leaf.cuda() for leaf in leaves])]
+    if dtype == torch.float32:
+        assert_same(found, [t.float() for t in want])
+        return
+    for result, loop, exact_result in zip(
+        found, with_gradients(over(lora_ffn_reference, frozen, index), leaves), want, strict=True
+    ):
+        assert (result.double() - exact_result).norm() <= 1.5 * (loop.double() - exact_result).norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_expert_out_of_range_makes_its_token_nan_on_a_gpu():
+    frozen, leaves, index = draw((9, 5, 7, 3, 4, 2), dtype=torch.float32)
+    want = over(lora_ffn, frozen, index)(*leaves)
+    index[4, 1] = 3
+    there = over(lora_ffn, Frozen(*(w.cuda() for w in frozen)), index.cuda())
+    found = there(*(leaf.cuda() for leaf in leaves)).cpu()
+    assert found[4].isnan().all()
+    assert_same([found[torch.arange(9) != 4]], [want[torch.arange(9) != 4]])

@@ -29,12 +29,12 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed on this machine"),
     pytest.mark.skipif(disassembler() is None, reason="there is no cuobjdump on this machine"),
 ]
-MOVES = re.compile(r"\b((?:LDG|STG|LDL|STL)(?:\.[A-Z0-9_]+)*)\b")
+MOVES = re.compile(r"\b((?:LDG|STG|LDL|STL|HMMA|MOVM)(?:\.[A-Z0-9_]+)*)\b")
 
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, Counter[str]]:
-    """Memory instructions of each kernel, over both architectures."""
+    """Memory and matrix instructions of each kernel, over both architectures."""
     tool = disassembler()
     assert tool is not None
     text = subprocess.run([tool, "-sass", build("cuda")], capture_output=True, text=True, check=True).stdout
@@ -45,7 +45,8 @@ def kernels() -> dict[str, Counter[str]]:
 
 
 def test_every_kernel_is_there(kernels):
-    for name in ("choose", "scan", "place", "rank_given", "dispatch", "combine", "shrink", "expand", "outer"):
+    names = ("choose", "scan", "place", "rank_given", "dispatch", "combine", "shrink", "expand", "outer")
+    for name in (*names, "find_edges", "hidden", "by_tokens", "by_experts", "sum_parts"):
         assert any(name in kernel for kernel in kernels), name
 
 
@@ -65,3 +66,15 @@ def test_rows_move_sixteen_bytes_at_a_time(kernels, name):
         loads = {move.removesuffix(".CONSTANT") for move in moves if move.startswith("LDG")}
         assert loads <= {"LDG.E.128", "LDG.E.64", "LDG.E"}, kernel  # rows; order and inverse; gates
         assert "LDG.E.128" in loads, kernel
+
+
+@pytest.mark.parametrize("name", ["6hidden", "9by_tokens", "10by_experts"])
+def test_half_types_use_matrix_units_and_four_elements_a_load(kernels, name):
+    found = {kernel: moves for kernel, moves in kernels.items() if name + "I" in kernel}
+    assert len(found) == 5  # two half types, four elements at a time or one, and float32
+    for kernel, moves in found.items():
+        is_half, is_quads = f"{name}If" not in kernel, "Lb1E" in kernel
+        assert any(move.startswith("HMMA.16816.F32") for move in moves) == is_half, kernel
+        if is_quads:
+            assert not any(move.startswith(("LDG.E.U16", "STG.E.U16")) for move in moves), kernel
+            assert any(move.startswith("LDG.E.128") for move in moves), kernel

@@ -93,6 +93,12 @@ def workspace_size(name: str, *sizes: int, device: torch.device) -> int:
     return int(query(*map(ctypes.c_int64, sizes)))
 
 
+def says(question: str, device: str) -> bool:
+    """Returns the answer of a device's library to a question without arguments; no where it does not know it."""
+    answer = getattr(compiled(device), question, None)
+    return answer is not None and bool(answer())
+
+
 def launch(name: str, *arguments: Tensor | int | None, device: torch.device) -> None:
     """Calls a launcher of a device's library, on its current stream."""
     if device.type == "cpu":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmmoe.kernels.backend import TYPE_CODES, compiled, has_kernels, launch
+from mmmoe.kernels.backend import TYPE_CODES, has_kernels, launch, says
 
 
 def frozen_product(x_NI: Tensor, weight_OI: Tensor, *, onto: Tensor | None = None) -> Tensor:
@@ -35,8 +35,7 @@ def has_own_product(rows: Tensor) -> bool:
     """Says whether the own kernel takes a tensor's products: on an AMD processor with AVX-512, float32 or float64."""
     if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64) or not has_kernels(rows):
         return False
-    pays = getattr(compiled("cpu"), "mmmoe_product_pays", None)
-    return pays is not None and bool(pays())
+    return says("mmmoe_product_pays", "cpu")
 
 
 def _own(rows_NK: Tensor, weight: Tensor, onto: Tensor | None, width: int, *, is_turned: bool) -> Tensor:

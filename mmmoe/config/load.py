@@ -74,10 +74,14 @@ def _line(tree: Tree, spec_type: type[Spec], item: dict[str, Any]) -> str:
 def _real_route(data: Any, loc: tuple[str | int, ...]) -> Route:
     """Returns pydantic's location without the tags of unions, which no file contains."""
     route: list[str | int] = []
+    may_be_tag = False
     for position, part in enumerate(loc):
         is_last = position == len(loc) - 1
+        if may_be_tag and isinstance(data, dict) and data.get("kind") == part:
+            may_be_tag = False  # the same word may be a key: an adapter of kind `experts` has `experts`
+            continue
         if _holds(data, part):
-            data = data[part]
+            data, may_be_tag = data[part], True
         elif not is_last or not isinstance(data, dict):
             continue
         route.append(part)
@@ -95,10 +99,13 @@ def _fields(spec_type: Any, loc: tuple[str | int, ...]) -> list[str]:
     models = [spec_type]
     for part in loc:
         inner: list[Any] = []
+        if len(models) > 1 and (tagged := [model for model in models if part in _tags(model)]):
+            models = tagged
+            continue
         for model in models:
             if isinstance(part, str) and part in model.model_fields:
                 inner += _models(model.model_fields[part].annotation)
-            elif isinstance(part, int) or part in _tags(model):
+            elif isinstance(part, int):
                 inner.append(model)
         models = inner or models
     return sorted({name for model in models for name in model.model_fields})

@@ -26,7 +26,11 @@ _FORMAT = 1
 
 
 class StageCache:
-    """The place of one stage's result. World size, engine and checkpoint rhythm change it within rounding only."""
+    """The place of one stage's result.
+
+    The engine and the rhythm of checkpoints change it within rounding only; so does the number of processes, unless
+    something depends on how a batch is cut up (dropout, a balance over the micro-batch).
+    """
 
     def __init__(self, run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> None:
         key = json.dumps(_dependencies(run, stage, heritage), sort_keys=True)
@@ -60,8 +64,10 @@ class StageCache:
 def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> dict[str, Any]:
     declared = stage.model_dump(mode="json", exclude={"reuse", "init_from"})
     declared["training"].pop("checkpoint")
+    world = dist.world_size()
     if not any(_depends_on_cut(adapter) for adapter in adapters_in(run, stage)):
         declared["training"].pop("micro_batch")
+        world = 0
     parent = (heritage.path / "manifest.json").read_bytes() if heritage else b""
     tokenizer = paths.resolve(tokenizer_folder(run.model))
     return {
@@ -70,6 +76,7 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
         "model": run.model.model_dump(mode="json"),
         "stage": declared,
         "precision": run.engine.precision,
+        "world": world,
         "deepspeed": run.engine.deepspeed,
         "weights": _weights(run.model),
         "data": [ShardSet(paths.resolve(source.shards)).digest for source in stage.mixture.sources],

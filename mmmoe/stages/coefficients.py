@@ -1,4 +1,4 @@
-"""Loss coefficients that reach nothing: a stage that weighs a term of routers which do not train is refused."""
+"""Declarations that reach nothing: a weight on a term of frozen routers, training of weights that get no gradient."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmmoe.models.families.llava_mole import LlavaMole
+from mmmoe.models.lora.block import FFNExperts
 from mmmoe.models.lora.routing import Routed
 from mmmoe.models.lora.spec import ExpertsSpec
 from mmmoe.stages.spec import StageSpec
 
 
 def check_coefficients(model: LlavaMole, stage: StageSpec) -> None:
-    """Refuses a stage that gives a weight to a term which no parameter of its own adapter learns from.
+    """Refuses a stage that weighs a term which no parameter of its adapter learns from, or trains what cannot learn.
 
     Adapters of earlier stages may stay frozen: their terms are then told in the log and no part of the loss.
 
@@ -23,9 +24,15 @@ def check_coefficients(model: LlavaMole, stage: StageSpec) -> None:
     Raises:
         ValueError: naming stage, key and cure.
     """
-    idle = list(idle_coefficients(model, stage))
+    idle = list(idle_declarations(model, stage))
     if idle:
         raise ValueError("\n".join(f"stages.{stage.name}.{text}" for text in idle))
+
+
+def idle_declarations(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
+    """Yields a sentence for each coefficient and each trained weight of the stage that reaches nothing."""
+    yield from idle_coefficients(model, stage)
+    yield from untrainable_blocks(model)
 
 
 def idle_coefficients(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
@@ -40,6 +47,17 @@ def idle_coefficients(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
                 f"adapters.{place}.balance.{key}: {weight} weighs a term of routers that do not train; "
                 f"put '*.router.*' under trains{_other_cure(spec, key)}"
             )
+
+
+def untrainable_blocks(model: LlavaMole) -> Iterator[str]:
+    """Yields a sentence if the stage frees base weights of blocks that are mixed as a whole: they get no gradient."""
+    blocks = {name: block for name, block in model.named_modules() if isinstance(block, FFNExperts)}
+    freed = [name for name, block in blocks.items() if any(p.requires_grad for p in block.base.parameters())]
+    if freed:
+        yield (
+            f"trains: {freed[0]} carries experts of level ffn, which leave its own weights without a gradient; "
+            "name the parts that shall train so that its gate_proj, up_proj and down_proj are not among them"
+        )
 
 
 def _coefficients(spec: ExpertsSpec) -> dict[str, float]:

@@ -87,7 +87,9 @@ def with_size(adapters: list[AdapterSpec], experts: int, rank: int) -> list[Adap
             sites = (
                 adapter.sites if is_linear else [f"{s}.{p}_proj" for s in adapter.sites for p in adapter.projections]
             )
-            out.append(LoRASpec(sites=sites, rank=rank, alpha=adapter.alpha, dropout=adapter.dropout))
+            out.append(
+                LoRASpec(sites=sites, rank=rank, alpha=adapter.alpha, dropout=adapter.dropout, rslora=adapter.rslora)
+            )
         elif isinstance(adapter, ExpertsSpec):
             out.append(adapter.model_copy(update={"experts": experts, "rank": rank}))
         else:
@@ -99,7 +101,8 @@ def _grid_table(spec: ModelSpec, adapters: list[AdapterSpec]) -> Table:
     table = Table("experts", "rank", "feed-forward experts", "attention LoRA", "routers", "sum", title="adapter sizes")
     for column in table.columns:
         column.justify = "right"
-    for experts in GRID_EXPERTS:
+    least = max(adapter.num_chosen or 1 for adapter in adapters if isinstance(adapter, ExpertsSpec))
+    for experts in (count for count in GRID_EXPERTS if count == 1 or count >= least):
         for rank in GRID_RANKS:
             counts = grid_row(spec, adapters, experts, rank)
             label = "1 (plain)" if experts == 1 else f"{experts}"

@@ -12,7 +12,7 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import compare_declared, folder_config, tokenizer_folder
 from mmmoe.models.spec import EfficientNetLiteTower, PretrainedLanguage
-from mmmoe.stages.coefficients import idle_coefficients
+from mmmoe.stages.coefficients import idle_declarations
 from mmmoe.stages.handover import Heritage, adapters_in, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
 
@@ -114,7 +114,7 @@ def _names_in_model(spec: RunSpec) -> Iterator[str]:
         except ValueError as error:
             yield f"stages.{stage.name}.{error}"
             continue
-        yield from (f"stages.{stage.name}.{text}" for text in idle_coefficients(model, stage))
+        yield from (f"stages.{stage.name}.{text}" for text in idle_declarations(model, stage))
         if any(name.startswith("tower.") for name, _ in trainable):
             yield f"stages.{stage.name}.trains: the tower is always frozen; leave patterns that match tower.* out"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -123,3 +123,23 @@ def test_dump_loads_back_to_the_same_spec(tmp_path):
 
 def test_a_missing_file_is_told(tmp_path):
     assert any("cannot be read" in line for line in problems(tmp_path / "none.yaml"))
+
+
+class Experts(Spec):
+    kind: Literal["experts"] = "experts"
+    experts: int | list[int] | Small
+    rank: int = Field(ge=1)
+
+
+class Adapted(Spec):
+    adapters: list[Annotated[Small | Experts, Field(discriminator="kind")]]
+
+
+@pytest.mark.parametrize("experts", ["4", "[2, 4]", "{width: 2}"])
+def test_a_kind_that_is_also_a_key_is_not_taken_for_it(tmp_path, experts):
+    text = f"adapters:\n- kind: experts\n  experts: {experts}\n  rank: 0\n  rnak: 3\n"
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, "top.yaml", text), Adapted)
+    low, unknown = sorted(caught.value.problems)
+    assert "top.yaml:4: adapters.0.rank: Input should be greater than or equal to 1, got 0" in low
+    assert "top.yaml:5: adapters.0.rnak: unknown key; did you mean 'rank'?" in unknown

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmmoe.models.lora.balance import balance_terms, z_terms
-from mmmoe.models.lora.block import BlockExperts
+from mmmoe.models.lora.block import FFNExperts
 from mmmoe.models.lora.layer import RoutedLinear
 from mmmoe.models.lora.router import top_p
 from mmmoe.models.lora.routing import Positions, router_sums
@@ -109,7 +109,7 @@ def test_mixlora_block(case, kernels):
         level="ffn", sites=["*"], experts=experts, rank=config["rank"], alpha=config["alpha"], balance=BALANCE,
         rslora=config["rslora"], router=router_spec(k), projections=projections,
     )  # fmt: skip
-    block = BlockExperts(base, spec, experts, tape := RoutingTape(["layers.0.mlp"]), 0)
+    block = FFNExperts(base, spec, experts, tape := RoutingTape(["layers.0.mlp"]), 0)
     if not kernels:
         block.activation = base.act_fn  # a function that the kernels do not know
     block.router.weight.data = weights["gate"]

@@ -45,6 +45,8 @@ def spec(**changes):
         ),
         ({"router": TOP2 | {"unit": "sample"}}, "use balance.over micro_batch"),
         ({"level": "linear", "projections": ["gate"]}, "projections belong to levels block and ffn"),
+        ({"projections": ["up", "up"]}, "name one twice"),
+        ({"experts": 1025}, "less than or equal to 1024"),
         ({"experts": 0}, "greater than or equal to 1"),
         ({"level": "layer"}, "Input should be 'linear', 'block' or 'ffn'"),
         ({"sites": []}, "at least 1 item"),
@@ -88,10 +90,19 @@ def test_the_papers_shapes_share_a_budget(shape, counts):
 @pytest.mark.parametrize("shape", BANDS)
 @pytest.mark.parametrize(("layers", "total"), [(1, 1), (3, 12), (5, 5), (7, 40), (30, 77), (2, 3)])
 def test_any_budget_is_spent_to_the_last_expert(shape, layers, total):
+    if shape == "hourglass" and layers < 3:
+        with pytest.raises(ValueError, match="an hourglass needs three layers or more"):
+            shaped(AllocationSpec(shape=shape, total=total), layers)
+        return
     counts = shaped(AllocationSpec(shape=shape, total=total), layers)
     assert len(counts) == layers
     assert sum(counts) == total
     assert min(counts) >= 1
+
+
+def test_few_layers_keep_the_shape():
+    found = {shape: shaped(AllocationSpec(shape=shape, total=12), 3) for shape in ("inverted_triangle", "hourglass")}
+    assert found == {"inverted_triangle": [2, 4, 6], "hourglass": [5, 2, 5]}
 
 
 def test_too_small_a_budget_is_refused():
@@ -118,6 +129,8 @@ def test_allocations_that_do_not_fit_are_told():
 def test_a_router_on_the_head_is_refused():
     with pytest.raises(ValueError, match="is in none: give it a plain LoRA"):
         toy_model().add_adapters([spec(level="linear", sites=["language.lm_head"])])
+    with pytest.raises(ValueError, match=r"into the language model, which 'connector.layers.0' is no part of"):
+        toy_model().add_adapters([spec(level="linear", sites=["connector.*"])])
 
 
 def test_routers_are_drawn_as_declared():

@@ -70,3 +70,11 @@ def test_adapters_of_an_earlier_stage_may_be_frozen():
     spec = spec.model_copy(update={"stages": [*spec.stages, later]})
     check_coefficients(*frozen_model(spec))
     assert [line for line in problems(spec) if "later" in line and "balance" in line] == []
+
+
+def test_weights_of_blocks_that_are_mixed_as_a_whole_cannot_train():
+    mixlora = load(project_root() / "configs/mixlora_tiny.yaml", RunSpec, ["stages.mixlora.trains=['language.*']"])
+    (line,) = [line for line in problems(mixlora) if "level ffn" in line]
+    assert line.startswith("stages.mixlora.trains: language.model.layers.0.mlp carries experts of level ffn")
+    with pytest.raises(ValueError, match="leave its own weights without a gradient"):
+        check_coefficients(*frozen_model(mixlora))

@@ -22,13 +22,15 @@ from mmmoe.kernels.backend import TYPE_CODES, launch, workspace_size
 from mmmoe.kernels.grouped_lora.fused import Slots, can_fuse
 from mmmoe.kernels.grouped_lora.op import grouped_lora, marked
 from mmmoe.kernels.library import register
-from mmmoe.kernels.order import MOST_EXPERTS, order_by_expert
+from mmmoe.kernels.order import MOST_CHOSEN, MOST_EXPERTS, order_by_expert
 from mmmoe.kernels.places import check_range, check_rows, exact_type
 from mmmoe.kernels.products import frozen_product, frozen_product_back, has_own_product
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 CODES = {"silu": 0, "gelu_tanh": 1}
+MOST_ON_A_GPU = 256
+"""Experts that the CUDA kernels' tables of slots leave shared memory for on every card (86 KiB with 8 chosen)."""
 
 
 class Frozen(NamedTuple):
@@ -82,7 +84,8 @@ def lora_ffn(
     factors = (*gate, *up, *down)
     if index_NK.device.type != "cpu":
         index_NK, gate_NK = marked(x_ND, index_NK, gate_NK, gate.a.shape[0])
-    if can_fuse(x_ND) and isinstance(activation, str) and dropout == 0.0:
+    is_small = x_ND.device.type == "cpu" or (index_NK.shape[1] <= MOST_CHOSEN and gate.a.shape[0] <= MOST_ON_A_GPU)
+    if can_fuse(x_ND) and is_small and isinstance(activation, str) and dropout == 0.0:
         weights = (weight.detach() for weight in frozen)
         y_ND: Tensor = _lora_ffn(x_ND, *weights, *factors, index_NK, gate_NK, scale, CODES[activation])[0]
         return y_ND
@@ -104,14 +107,14 @@ def _put_together(
 ) -> Tensor:
     """Returns the same, choice by choice; still one frozen product a token, but the hidden rows are kept."""
     gate_NF, up_NF = F.linear(x_ND, frozen.gate_FD.detach()), F.linear(x_ND, frozen.up_FD.detach())
-    sum_NF, y_ND = torch.zeros_like(gate_NF), torch.zeros_like(x_ND)
+    sum_NF, y_ND = torch.zeros_like(gate_NF, dtype=exact_type(x_ND)), torch.zeros_like(x_ND)
     for k in range(index_NK.shape[1]):
-        index_N1, gate_N1 = index_NK[:, k : k + 1], gate_NK[:, k : k + 1].to(x_ND.dtype)
+        index_N1, gate_N1 = index_NK[:, k : k + 1], gate_NK[:, k : k + 1].to(sum_NF.dtype)
         h_NF = act(grouped_lora(gate_NF, F.dropout(x_ND, dropout), *gate, index_N1, scale=scale))
         h_NF = h_NF * grouped_lora(up_NF, F.dropout(x_ND, dropout), *up, index_N1, scale=scale)
         sum_NF = sum_NF + gate_N1 * h_NF
         y_ND = grouped_lora(y_ND, F.dropout(h_NF, dropout), *down, index_N1, gate_N1, scale=scale)
-    return y_ND + F.linear(sum_NF, frozen.down_DF.detach())
+    return y_ND + F.linear(sum_NF.to(x_ND.dtype), frozen.down_DF.detach())
 
 
 def _check(

@@ -49,14 +49,18 @@ def experts_by_site(spec: ExpertsSpec, sites: Sequence[str]) -> dict[str, int]:
 
 
 def shaped(spec: AllocationSpec, num_layers: int) -> list[int]:
-    """Returns the experts of each layer: the band's ratio, rounded so that the sum is the budget exactly.
+    """Returns the experts of each layer: the ratio of the band its middle is in, rounded so that the sum is the budget.
 
     Raises:
-        ValueError: The budget is less than one expert a layer.
+        ValueError: The budget is less than one expert a layer, or there are too few layers for the shape.
     """
     if spec.total < num_layers:
         raise ValueError(f"experts: a total of {spec.total} is less than one for each of {num_layers} layers; raise it")
-    ratio_L = [BANDS[spec.shape][4 * layer // num_layers] for layer in range(num_layers)]
+    if spec.shape == "hourglass" and num_layers < 3:
+        raise ValueError(
+            f"experts: an hourglass needs three layers or more, the sites are in {num_layers}; give a list"
+        )
+    ratio_L = [BANDS[spec.shape][int((layer + 0.5) * 4 / num_layers)] for layer in range(num_layers)]
     exact_L = [spec.total * ratio / sum(ratio_L) for ratio in ratio_L]
     count_L = [max(int(exact), 1) for exact in exact_L]
     # What rounding left over goes to the layers that lost most by it; what the least of one took is given back alike.

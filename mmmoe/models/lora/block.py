@@ -67,7 +67,7 @@ class ProjectionExperts(RoutedBlock):
         return y_NO
 
 
-class BlockExperts(RoutedBlock):
+class FFNExperts(RoutedBlock):
     """Whole blocks mixed: sum_e g_e FFN(x; W + s B_e A_e) (MixLoRA, arXiv 2404.15159, section 3.2).
 
     Computed with one frozen product a token and nothing kept of size N * K * F, see `mmmoe.kernels.lora_ffn`; with
@@ -88,7 +88,7 @@ class BlockExperts(RoutedBlock):
             dtype = torch.get_autocast_dtype(device)
         gate_NK = choice.gate_NK
         if gate_NK is None:
-            gate_NK = torch.ones_like(choice.index_NK, dtype=dtype)
+            gate_NK = torch.ones_like(choice.index_NK, dtype=torch.float32)
         stack: Any = next(iter(self.experts.values()))
         return lora_ffn(
             x_ND.to(dtype),
@@ -97,7 +97,7 @@ class BlockExperts(RoutedBlock):
             self._factors("up", stack, dtype),
             self._factors("down", stack, dtype),
             choice.index_NK,
-            gate_NK.to(dtype),
+            gate_NK,  # float32: the frozen block is multiplied by their sum, which rounding would move away from 1
             scale=stack.scale,
             activation=self.activation,
             dropout=stack.dropout if self.training else 0.0,

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from mmmoe.models.lora.allocation import experts_by_site
-from mmmoe.models.lora.block import BlockExperts, ProjectionExperts, RoutedBlock, is_gated
+from mmmoe.models.lora.block import FFNExperts, ProjectionExperts, RoutedBlock, is_gated
 from mmmoe.models.lora.layer import LoRALinear, RoutedLinear
 from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
 from mmmoe.models.lora.tape import RoutingTape
@@ -17,7 +17,7 @@ Adapted = LoRALinear | RoutedLinear | RoutedBlock
 ROUTED: dict[str, type[RoutedLinear] | type[RoutedBlock]] = {
     "linear": RoutedLinear,
     "block": ProjectionExperts,
-    "ffn": BlockExperts,
+    "ffn": FFNExperts,
 }
 
 
@@ -67,7 +67,11 @@ def _sites(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> dict[str, nn.Modul
         raise ValueError(
             f"adapter site {pattern!r} names no {kind}; the nearest are {_nearest(pattern, list(fitting))}"
         )
-    return {name: m for name, m in fitting.items() if any(fnmatchcase(name, pattern) for pattern in spec.sites)}
+    found = {name: m for name, m in fitting.items() if any(fnmatchcase(name, pattern) for pattern in spec.sites)}
+    outside = [name for name in found if not name.startswith("language.")]
+    if isinstance(spec, ExpertsSpec) and outside:
+        raise ValueError(f"routed experts go into the language model, which {outside[0]!r} is no part of")
+    return found
 
 
 def _wants_linear(spec: LoRASpec | ExpertsSpec) -> bool:

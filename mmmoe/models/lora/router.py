@@ -22,10 +22,11 @@ class Choice:
 
 
 class Router(nn.Linear):
-    """A linear layer and a softmax over all experts, in float32 whatever the model's format.
+    """A linear layer and a softmax over all experts, computed in float32 whatever the model's format.
 
     arXiv 2401.16160, section 3; 2402.08562, section 3; 2404.15159, section 3. LLaVA-MoLE's released code computes the
-    softmax in bfloat16, where ties are common; float32 here. With one expert there is nothing to route: the
+    softmax in bfloat16, where ties are common; float32 here (a run in bf16 rounds the weights, as all that trains, and
+    keeps them exact beside). With one expert there is nothing to route: the
     probability is 1 whatever the weights.
     """
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from mmmoe.config.spec import Spec
 
 Projection = Literal["gate", "up", "down"]
+Count = Annotated[int, Field(ge=1, le=1024)]
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
 
 
@@ -41,8 +42,8 @@ class RouterSpec(Spec):
     selection: Literal["top1", "top1_gated", "top1_straight_through", "topk", "top_p", "dense"] = "top1"
     """top1: the most probable expert with weight 1 (the task loss gives the router no gradient); top1_gated: times its
     probability (Switch); top1_straight_through: forward as top1, gradient as top1_gated; topk: the k most probable,
-    weights renormalised to add up to 1; top_p: as many of the most probable as pass p together, renormalised; dense:
-    every expert by its probability."""
+    weights renormalised to add up to 1; top_p: as many of the most probable as pass p together, renormalised (it costs
+    what dense costs); dense: every expert by its probability."""
     k: int | None = Field(default=None, ge=1)
     """Experts of a token, with selection topk only."""
     p: float | None = Field(default=None, gt=0, lt=1)
@@ -119,7 +120,7 @@ class ExpertsSpec(Spec):
     block as a whole is mixed, y = sum_e g_e FFN(x; W + s B_e A_e) (MixLoRA)."""
     sites: list[str] = Field(min_length=1)
     """Glob patterns over module names, for example language.*.mlp or language.*_proj."""
-    experts: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] | AllocationSpec
+    experts: Count | list[Count] | AllocationSpec
     """One number for all layers, a list with one a layer, or a shape with a budget."""
     projections: list[Projection] = Field(default=list(PROJECTIONS), min_length=1)
     """Projections of a block that carry experts."""
@@ -129,7 +130,7 @@ class ExpertsSpec(Spec):
     rslora: bool = False
     """The scale s is alpha / sqrt(rank) instead."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """On the experts' inputs, in training; one draw for all experts of a token."""
+    """On the experts' inputs, in training. At level ffn it is drawn anew for each choice and keeps the kernels out."""
     router: RouterSpec = RouterSpec()
     balance: BalanceSpec = BalanceSpec()
 
@@ -141,6 +142,8 @@ class ExpertsSpec(Spec):
     @model_validator(mode="after")
     def _combination_means_something(self) -> ExpertsSpec:
         selection, balance = self.router.selection, self.balance
+        if len(set(self.projections)) < len(self.projections):
+            raise ValueError(f"projections {self.projections} name one twice")
         if self.level == "linear" and self.projections != list(PROJECTIONS):
             raise ValueError("projections belong to levels block and ffn; with level linear the sites name the layers")
         if self.level == "ffn" and selection == "top1_gated":

@@ -33,7 +33,8 @@ class RoutingTape:
 
     Layers write always; what is written while nobody records is dropped, so the second run of a layer under gradient
     checkpointing, or generation, leaves no trace. The prompt's mask stays until the next forward, because that second
-    run comes after the forward has ended.
+    run comes after the forward has ended: with routers that decide once a sample and gradient checkpointing, the
+    backward of a forward must run before the next forward, as in the training loop.
     """
 
     sites: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The conflict experiment written up: what a second domain does to the score of each variant."""
+"""An experiment written up: the score of each variant by domain, beside the first one's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_experiment(folder: Path, rows: Sequence[ExperimentRow]) -> Path:
 
     Args:
         folder: made if missing.
-        rows: in the order they are to be compared: the first variant is the one without conflict. Rows of the same
+        rows: in the order they are to be compared: the others stand beside the first variant. Rows of the same
             variant and benchmark are runs with different seeds.
 
     Raises:
@@ -67,7 +67,7 @@ def write_experiment(folder: Path, rows: Sequence[ExperimentRow]) -> Path:
     }
     (folder / f"{NAME}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     page = folder / f"{NAME}.md"
-    page.write_text(_markdown(rows, bars, domains), encoding="utf-8")
+    page.write_text(_markdown(folder.name, rows, bars, domains), encoding="utf-8")
     return page
 
 
@@ -146,8 +146,8 @@ def _findings(bars: Sequence[Bar]) -> list[dict[str, Any]]:
     return findings
 
 
-def _markdown(rows: Sequence[ExperimentRow], bars: Sequence[Bar], domains: Sequence[Bar]) -> str:
-    lines = ["# Conflict experiment", "", "Right answers in % (95 % interval), by domain of the questions.", ""]
+def _markdown(title: str, rows: Sequence[ExperimentRow], bars: Sequence[Bar], domains: Sequence[Bar]) -> str:
+    lines = [f"# Experiment {title}", "", "Right answers in % (95 % interval), by domain of the questions.", ""]
     lines += _by_group(domains)
     lines += ["", f"![Score by domain for each variant]({NAME}.png)", "", "## Reading", ""]
     lines += [f"- {_sentence(finding)}" for finding in _findings(domains)]

@@ -289,32 +289,47 @@ def literal(layer):
     return forward
 
 
+def loss_curve(level, seed, *, is_low, is_literal=False):
+    """Returns the losses of twenty steps from weights drawn by the seed."""
+    model = toy(level, "topk", **({"sites": ["language.*.up_proj"]} if level == "linear" else {})).train()
+    randomise(model, seed)
+    for layer in routed_in(model) if is_literal else ():
+        layer.forward = literal(layer)
+    trained = [p for n, p in model.named_parameters() if ".experts." in n or ".router." in n]
+    optimizer, losses = torch.optim.AdamW(trained, lr=3e-3), []
+    for _ in range(20):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_low):
+            loss = loss_of(model)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return torch.tensor(losses)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["linear", "ffn"])
 def test_the_loss_curve_in_bfloat16_is_within_the_noise_of_the_literal_form(level):
-    """Thirty steps: ours parts from float32 no more than the paper's form in bfloat16 does."""
+    """Ours parts from float32 no more than the paper's form in bfloat16 does.
 
-    def curve(is_low, is_literal=False):
-        torch.manual_seed(0)
-        model = toy(level, "topk").train()
-        for layer in routed_in(model) if is_literal else ():
-            layer.forward = literal(layer)
-        trained = [p for n, p in model.named_parameters() if ".experts." in n or ".router." in n]
-        optimizer, losses = torch.optim.AdamW(trained, lr=3e-3), []
-        for _ in range(30):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_low):
-                loss = loss_of(model)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-        return torch.tensor(losses)
+    A choice that flips moves a single curve, either way; so the mean is taken over steps and four starts.
+    """
+    ours = noise = 0.0
+    for seed in range(1, 5):
+        exact = loss_curve(level, seed, is_low=False)
+        low = loss_curve(level, seed, is_low=True)
+        ours += float((low - exact).abs().mean())
+        noise += float((loss_curve(level, seed, is_low=True, is_literal=True) - exact).abs().mean())
+        assert low[-5:].mean() < low[:5].mean()
+    assert 0 < ours <= 1.5 * noise
 
-    exact = curve(is_low=False)
-    torch.testing.assert_close(curve(is_low=False, is_literal=True), exact, atol=2e-3, rtol=0)
-    noise = float((curve(is_low=True, is_literal=True) - exact).abs().max())
-    ours = curve(is_low=True)
-    assert 0 < float((ours - exact).abs().max()) <= 1.5 * noise
-    assert ours[-5:].mean() < ours[:5].mean() - 0.05
+
+@pytest.mark.parametrize("level", ["linear", "ffn"])
+def test_the_literal_form_is_the_same_function(level):
+    model, other = toy(level, "topk"), toy(level, "topk")
+    for layer in routed_in(other):
+        layer.forward = literal(layer)
+    torch.testing.assert_close(logits_of(other), logits_of(model), atol=2e-5, rtol=1e-4)
 
 
 def test_a_copy_computes_the_same():

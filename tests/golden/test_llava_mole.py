@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
 from mmmoe.models.connectors.bounds import ImageBounds
@@ -19,15 +20,6 @@ from mmmoe.models.lora.spec import BalanceSpec, ExpertsSpec, LoRASpec, RouterSpe
 from mmmoe.models.lora.tape import RoutingTape
 from mmmoe.models.spec import ConnectorSpec
 from mmmoe.models.towers.tower import Tower
-
-
-class Block(nn.Module):
-    def __init__(self, width, inner):
-        super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
-        self.act_fn = nn.SiLU()
 
 
 class GivenFeatures(Tower):
@@ -59,7 +51,8 @@ def stacked(tensors, prefix, experts):
 @pytest.mark.parametrize("strategy", ["masked", "permuted", "fused"])
 def test_feed_forward(case, strategy):
     config, weights = case.config, case.group("weight")
-    base = Block(config["hidden_size"], config["intermediate_size"]).requires_grad_(False)
+    sizes = {size: config[size] for size in ("hidden_size", "intermediate_size")}
+    base = LlamaMLP(LlamaConfig(**sizes, num_attention_heads=1)).requires_grad_(False)
     prefix = "original_module."
     base.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
     tape = RoutingTape(["layers.0.mlp"])

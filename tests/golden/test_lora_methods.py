@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from mmmoe.models.lora.balance import balance_terms, z_terms
 from mmmoe.models.lora.block import FFNExperts
@@ -17,6 +19,7 @@ from mmmoe.models.lora.routing import Positions, router_sums
 from mmmoe.models.lora.spec import PROJECTIONS, BalanceSpec, ExpertsSpec, RouterSpec
 from mmmoe.models.lora.tape import RoutingRow, RoutingTape
 
+SIZES = ("hidden_size", "intermediate_size")
 BALANCE = BalanceSpec(kind="per_layer", over="micro_batch")
 
 
@@ -33,7 +36,8 @@ def row_of(logits_NE, k):
 def sums_of(row, mask_BT=None):
     shape = row.index_BTK.shape[:2]
     mask_BT = torch.ones(shape, dtype=torch.bool) if mask_BT is None else mask_BT
-    return router_sums(row, Positions(mask_BT, torch.zeros(shape, dtype=torch.int64), ("text",)))
+    positions = Positions(mask_BT, torch.zeros(shape, dtype=torch.int64), ("text",))
+    return router_sums(row, positions, positions.loads(row))
 
 
 def balance(sums):
@@ -88,22 +92,13 @@ def test_mola_balance_over_layers(case):
         case.check(f"grad_input.logits.{n}", layer.grad)
 
 
-class Block(nn.Module):
-    def __init__(self, width, inner):
-        super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
-        self.act_fn = nn.SiLU()
-
-
 @pytest.mark.golden("lora_methods/mixlora_ffn_*")
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
 def test_mixlora_block(case, kernels):
     config, weights = case.config, case.group("weight")
     k, experts = config["top_k"], config["experts"]
     projections = [name for name in PROJECTIONS if f"{name}_proj" in config["targets"]]
-    base = Block(config["hidden_size"], config["intermediate_size"]).requires_grad_(False)
+    base = LlamaMLP(LlamaConfig(**{size: config[size] for size in SIZES}, num_attention_heads=1)).requires_grad_(False)
     base.load_state_dict({name: weights[f"base.{name}"] for name in dict(base.named_parameters())})
     spec = ExpertsSpec(
         level="ffn", sites=["*"], experts=experts, rank=config["rank"], alpha=config["alpha"], balance=BALANCE,

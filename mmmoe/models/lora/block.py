@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,14 @@ from mmmoe.models.lora.spec import PROJECTIONS, ExpertsSpec
 from mmmoe.models.lora.tape import RoutingTape
 
 
-class RoutedBlock(nn.Module):
+class RoutedBlock(nn.Module, ABC):
     """A gated block with E LoRA experts on its projections and one router; subclasses say what is mixed.
 
-    The frozen block is held untouched as `base`.
+    The frozen block is held untouched as `base`; `is_gated` holds for it.
     """
 
     def __init__(self, base: nn.Module, spec: ExpertsSpec, experts: int, tape: RoutingTape, site: int) -> None:
         super().__init__()
-        check_gated(base)
         self.base: Any = base
         self.tape = tape
         self.site = site
@@ -43,9 +43,9 @@ class RoutedBlock(nn.Module):
         choice = self.tape.decide(self.router, x_BTD, self.site)
         return self.mixed(x_BTD.reshape(-1, x_BTD.shape[-1]), choice).view(x_BTD.shape)
 
+    @abstractmethod
     def mixed(self, x_ND: Tensor, choice: Choice) -> Tensor:
         """Returns the block's output for the experts chosen."""
-        raise NotImplementedError
 
 
 class ProjectionExperts(RoutedBlock):
@@ -111,18 +111,6 @@ class FFNExperts(RoutedBlock):
         linear, (experts, rank, _) = self.projection(name), stack.a_ERD.shape
         shapes = (experts, rank, linear.in_features), (experts, linear.out_features, rank)
         return Factors(*(torch.zeros(shape, dtype=dtype, device=linear.weight.device) for shape in shapes))
-
-
-def check_gated(block: nn.Module) -> None:
-    """Refuses a module that is no gated feed-forward block.
-
-    Raises:
-        ValueError: It lacks linear gate_proj, up_proj, down_proj or an act_fn.
-    """
-    if not is_gated(block):
-        raise ValueError(
-            f"{type(block).__name__} is no gated block: it needs linear gate_proj, up_proj, down_proj and an act_fn"
-        )
 
 
 def is_gated(module: nn.Module) -> bool:

@@ -52,8 +52,9 @@ class Positions:
     """Number of each position's modality, int64."""
     modalities: tuple[str, ...]
 
-    def loads(self, index_BTK: Tensor, num_experts: int) -> Tensor:
-        """Returns how often each expert was chosen, per sample and modality (B, M, E) int64."""
+    def loads(self, row: RoutingRow) -> Tensor:
+        """Returns how often each of a router's experts was chosen, per sample and modality (B, M, E) int64."""
+        index_BTK, num_experts = row.index_BTK, row.probability_BTE.shape[-1]
         batch, kinds = index_BTK.shape[0], len(self.modalities)
         sample_B11 = torch.arange(batch, device=index_BTK.device).view(-1, 1, 1)
         place_BTK = (sample_B11 * kinds + self.modality_BT[:, :, None]) * num_experts + index_BTK.clamp(min=0)
@@ -71,24 +72,28 @@ def with_routing(
     an adapter trains, its terms are told and not part of the loss: there they could only move what lies before it.
     """
     auxiliary, layers, weights = dict(output.auxiliary), dict(output.auxiliary_layers), dict(output.weights)
+    loads: list[list[Tensor]] = []
     for number, (one, rows) in enumerate(zip(routed, rows_by_adapter, strict=True), 1):
         suffix = "" if number == 1 else f"_{number}"
         is_trained = any(row.is_trained for row in rows.values())
-        for name, (term_B, by_layer_BG, weight) in _terms(one, rows, positions).items():
+        loads.append([positions.loads(rows[place]) for place in range(len(one.tape.sites))])
+        for name, (term_B, by_layer_BG, weight) in _terms(one, rows, positions, loads[-1]).items():
             layers[name + suffix] = by_layer_BG
             if is_trained:
                 auxiliary[name + suffix], weights[name + suffix] = term_B, weight
     layers = {name: term.detach() for name, term in layers.items()}
-    routing = _statistics(routed, rows_by_adapter, positions)
+    routing = _statistics(routed, rows_by_adapter, positions, [load_BME for part in loads for load_BME in part])
     return ModelOutput(output.nll_B, output.num_targets_B, auxiliary, layers, weights, routing)
 
 
-def _terms(one: Routed, rows: Rows, positions: Positions) -> dict[str, tuple[Tensor, Tensor, float]]:
+def _terms(
+    one: Routed, rows: Rows, positions: Positions, loads: list[Tensor]
+) -> dict[str, tuple[Tensor, Tensor, float]]:
     """Returns an adapter's terms by name: of each sample (B,), of each sample and layer (B, G), and the coefficient."""
     balance = one.spec.balance
     sums = [
-        RouterSums.together([router_sums(rows[site], positions) for site in sites])
-        for sites in one.tape.layers.values()
+        RouterSums.together([router_sums(rows[place], positions, loads[place]) for place in places])
+        for places in one.tape.layers.values()
     ]
     terms: dict[str, tuple[Tensor, Tensor, float]] = {}
     if balance.kind != "none":
@@ -98,11 +103,9 @@ def _terms(one: Routed, rows: Rows, positions: Positions) -> dict[str, tuple[Ten
     return terms
 
 
-def router_sums(row: RoutingRow, positions: Positions) -> RouterSums:
+def router_sums(row: RoutingRow, positions: Positions, load_BME: Tensor) -> RouterSums:
     """Returns what a router did, summed over the positions that count."""
-    mask_BT = positions.mask_BT
-    num_experts = row.probability_BTE.shape[-1]
-    load_BE = positions.loads(row.index_BTK, num_experts).sum(1)
+    mask_BT, load_BE = positions.mask_BT, load_BME.sum(1)
     if row.probability_BTE.shape[1] != mask_BT.shape[1]:  # one decision a sample
         mask_BT = mask_BT.any(1, keepdim=True)
         load_BE = load_BE.clamp(max=1)
@@ -116,13 +119,10 @@ def router_sums(row: RoutingRow, positions: Positions) -> RouterSums:
 
 
 @torch.no_grad()
-def _statistics(routed: list[Routed], rows_by_adapter: list[Rows], positions: Positions) -> RoutingStatistics:
-    sites, layers, rows = list[str](), list[int](), list[RoutingRow]()
-    for one, found in zip(routed, rows_by_adapter, strict=True):
-        sites += one.tape.sites
-        number_of = {site: layer for layer, places in one.tape.layers.items() for site in places}
-        layers += [number_of[place] for place in range(len(one.tape.sites))]
-        rows += [found[place] for place in range(len(one.tape.sites))]
+def _statistics(
+    routed: list[Routed], rows_by_adapter: list[Rows], positions: Positions, loads: list[Tensor]
+) -> RoutingStatistics:
+    rows = [found[place] for found in rows_by_adapter for place in sorted(found)]
     counts = [row.probability_BTE.shape[-1] for row in rows]
     widest = max(counts)
 
@@ -130,11 +130,11 @@ def _statistics(routed: list[Routed], rows_by_adapter: list[Rows], positions: Po
         return torch.stack([F.pad(part, (0, widest - part.shape[-1])) for part in parts], dim=1)
 
     return RoutingStatistics(
-        sites=tuple(sites),
-        layers=tuple(layers),
+        sites=tuple(site for one in routed for site in one.tape.sites),
+        layers=tuple(number for one in routed for number in one.tape.layer_of),
         num_experts=tuple(counts),
         modalities=positions.modalities,
-        load_BLME=padded([positions.loads(row.index_BTK, count) for row, count in zip(rows, counts, strict=True)]),
+        load_BLME=padded(loads),
         probability_BLE=padded([_summed(row.probability_BTE, positions.mask_BT) for row in rows]),
         entropy_BL=torch.cat([_summed(_entropy(row)[..., None], positions.mask_BT) for row in rows], dim=1),
         positions_B=positions.mask_BT.sum(1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,13 +44,16 @@ class RoutingTape:
     _prompt_BT: Tensor | None = None
     _held: dict[int, Tensor] | None = None
 
-    @property
+    @cached_property
+    def layer_of(self) -> list[int]:
+        """Number of the layer that each site is in."""
+        return [layer_number(site) for site in self.sites]
+
+    @cached_property
     def layers(self) -> dict[int, list[int]]:
         """Numbers of the layers, and the places of their routers among the sites."""
-        found: dict[int, list[int]] = {}
-        for place, site in enumerate(self.sites):
-            found.setdefault(layer_number(site), []).append(place)
-        return dict(sorted(found.items()))
+        numbers = sorted(set(self.layer_of))
+        return {number: [place for place, one in enumerate(self.layer_of) if one == number] for number in numbers}
 
     @contextmanager
     def recording(self, prompt_BT: Tensor | None = None) -> Iterator[dict[int, RoutingRow]]:

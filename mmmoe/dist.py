@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as torch_dist
+
+LET_GO_S = 0.1
 
 
 def rank() -> int:
@@ -52,6 +55,10 @@ def stop() -> None:
     """Leaves the process group."""
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
+        # gloo's threads drop the last collectives' tensors after we have the result, and need the interpreter for it.
+        # One that has not had it yet when the interpreter ends aborts the process (pytorch issue 190489). A group
+        # somebody still holds (DeepSpeed keeps its own for good) does not join its threads: let them have it here.
+        time.sleep(LET_GO_S)
 
 
 def barrier() -> None:

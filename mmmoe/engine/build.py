@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from mmmoe.engine.expert_groups import ExpertGroups
 from mmmoe.engine.groups import same_name
 from mmmoe.engine.local import LocalEngine
 from mmmoe.engine.protocol import Engine
@@ -14,7 +15,11 @@ from mmmoe.engine.spec import EngineSpec, TrainingSpec
 
 
 def build_engine(
-    module: nn.Module, spec: EngineSpec, training: TrainingSpec, canonical: Callable[[str], str] = same_name
+    module: nn.Module,
+    spec: EngineSpec,
+    training: TrainingSpec,
+    canonical: Callable[[str], str] = same_name,
+    experts: ExpertGroups | None = None,
 ) -> Engine:
     """Returns the engine of `spec.kind` around a model whose trainable parameters are already chosen.
 
@@ -23,15 +28,16 @@ def build_engine(
         spec: The engine's declaration.
         training: The stage's training.
         canonical: Gives a parameter the name it has in checkpoints.
+        experts: Who holds which experts, where a process does not hold all.
     """
     if spec.kind == "local":
-        return LocalEngine(module, spec, training, canonical)
+        return LocalEngine(module, spec, training, canonical, experts)
     logging.getLogger("DeepSpeed").addFilter(_is_news)
     # Imported here and nowhere else: inference, evaluation and the local engine work where DeepSpeed is not
     # installed, and importing it takes most of a second and probes for a compiler.
     from mmmoe.engine.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(module, spec, training, canonical)
+    return DeepSpeedEngine(module, spec, training, canonical, experts)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

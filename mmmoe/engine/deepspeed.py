@@ -27,6 +27,8 @@ from mmmoe import dist
 from mmmoe.engine import groups
 from mmmoe.engine.checkpoint import check_load
 from mmmoe.engine.deepspeed_config import deepspeed_config
+from mmmoe.engine.deepspeed_experts import mark, shown_as_moe, split_groups
+from mmmoe.engine.expert_groups import ExpertGroups, is_share, whole_shapes
 from mmmoe.engine.outputs import join, split
 from mmmoe.engine.precision import cast_inputs, cast_parameters, compute_dtype, engine_device, to_host
 from mmmoe.engine.protocol import TrainingOutput
@@ -44,31 +46,38 @@ class DeepSpeedEngine:
         spec: EngineSpec,
         training: TrainingSpec,
         canonical: Callable[[str], str] = groups.same_name,
+        experts: ExpertGroups | None = None,
     ) -> None:
-        self._module, self._spec = module, spec
+        self._module, self._spec, self._experts = module, spec, experts
+        self._clip = training.optimizer.clip
         self._dtype = compute_dtype(spec)
         self._device = engine_device(spec)
         prepare_process(self._device)
         self._world = torch_dist.get_world_size()
         self._trainable = groups.trainable_parameters(module, canonical)
-        self._shapes = {name: tuple(parameter.shape) for name, parameter in self._trainable}
+        self._shapes = whole_shapes(self._trainable, experts)
         # DeepSpeed makes its masters from weights already rounded to bf16: keep the exact ones.
         exact = {name: to_host(parameter) for name, parameter in self._trainable} if spec.precision == "bf16" else {}
         cast_parameters(module, self._dtype)
-        self._adam = groups.adamw(groups.parameter_groups(self._trainable, training.optimizer), training.optimizer)
+        param_groups = groups.parameter_groups(self._trainable, training.optimizer)
+        if experts is not None:
+            mark(module, experts.size)
+            param_groups = split_groups(param_groups, experts.size)
+        self._adam = groups.adamw(param_groups, training.optimizer)
         numel = sum(parameter.numel() for _, parameter in self._trainable)
         self._form: Any = None
         self._is_forward = False
         self._flattening = module.register_forward_hook(self._flatten)
         self._hidden = hide_skippable(module, self._device) if spec.zero == 3 else []
-        self._engine: Any = deepspeed.initialize(
-            model=module,
-            optimizer=self._adam,
-            config=deepspeed_config(spec, training, self._world, numel),
-        )[0]
+        with shown_as_moe(module, experts):
+            self._engine: Any = deepspeed.initialize(
+                model=module,
+                optimizer=self._adam,
+                config=deepspeed_config(spec, training, self._world, numel),
+            )[0]
         self._start_moments(0)
         if exact:
-            self._write(exact, {})
+            self._write(exact, {}, is_whole=False)
 
     @property
     def module(self) -> nn.Module:
@@ -102,6 +111,9 @@ class DeepSpeedEngine:
         if norm is not None and not torch.isfinite(norm):
             self._engine.zero_grad()
             return float(norm)
+        if norm is not None and self._clip is not None:
+            held = [parameter.grad for _, parameter in self._trainable if parameter.grad is not None]
+            torch._foreach_mul_(held, torch.clamp(self._clip / (norm + 1e-6), max=1.0))
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
@@ -146,9 +158,14 @@ class DeepSpeedEngine:
         """Returns the gradients' norm where DeepSpeed steps the bare AdamW and keeps no norm: ZeRO 0 in float32."""
         if self._engine.optimizer is not self._adam:
             return None
-        held = [parameter.grad for _, parameter in self._trainable if parameter.grad is not None]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in held]))
-        return norm
+        held = [(parameter, parameter.grad) for _, parameter in self._trainable if parameter.grad is not None]
+        if self._experts is None:
+            norms = [torch.linalg.vector_norm(gradient) for _, gradient in held]
+            norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+            return norm
+        shares = [gradient for parameter, gradient in held if is_share(parameter)]
+        shared = [gradient for parameter, gradient in held if not is_share(parameter)]
+        return self._experts.norm(shared, shares)
 
     def _owned(self) -> list[Tensor]:
         """Returns the tensors AdamW updates: this rank's flat float32 pieces, or whole tensors under ZeRO 0."""
@@ -183,17 +200,28 @@ class DeepSpeedEngine:
             found = safe_get_full_fp32_param(parameter)
         else:
             found = safe_get_full_optimizer_state(parameter, kind)
-        return to_host(found).reshape(self._shapes[name])
+        whole = to_host(found).reshape(parameter.shape if self._spec.zero < 3 else self._shapes[name])
+        if self._experts is not None and is_share(parameter):
+            return self._experts.gather(whole.to(self._device)).cpu()
+        return whole
 
     @torch.no_grad()
-    def _write(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Sets masters, moments and the model's own weights. Collective."""
+    def _write(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], is_whole: bool = True) -> None:
+        """Sets masters, moments and the model's own weights, from whole tensors or this process's own. Collective."""
+        if self._experts is not None and is_whole:
+            tensors, moments = self._own(tensors, ("",)), self._own(moments, tuple(f"{kind}." for kind in MOMENTS))
         put = {0: self._put_whole, 1: self._put_flat, 2: self._put_flat, 3: self._put_piece}[self._spec.zero]
         for name, parameter in self._trainable:
             put(parameter, tensors[name].to(self._device, torch.float32), None)
             for kind in MOMENTS if moments else ():
                 put(parameter, moments[f"{kind}.{name}"].to(self._device, torch.float32), kind)
         self._publish(tensors)
+
+    def _own(self, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+        """Returns this process's part of tensors by name."""
+        assert self._experts is not None
+        shares = {f"{prefix}{name}" for name, one in self._trainable if is_share(one) for prefix in prefixes}
+        return {name: self._experts.cut(one) if name in shares else one for name, one in tensors.items()}
 
     def _put_whole(self, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
         master = self._whole()[id(parameter)]

@@ -32,7 +32,8 @@ def deepspeed_config(spec: EngineSpec, training: TrainingSpec, world: int, train
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": math.ceil(training.batch / (training.micro_batch * world)),
-        "gradient_clipping": training.optimizer.clip or 0.0,
+        # Where it steps the bare AdamW its norm is an average over processes, wrong with experts: the engine clips.
+        "gradient_clipping": 0.0 if _is_plain(spec) else training.optimizer.clip or 0.0,
         "zero_optimization": zero,
         # Both accept torch's AdamW; its own CPU Adam would be compiled at start-up and rounds differently.
         "zero_allow_untested_optimizer": True,
@@ -45,6 +46,10 @@ def deepspeed_config(spec: EngineSpec, training: TrainingSpec, world: int, train
         config["communication_data_type"] = "fp32"
         config["data_types"] = {"grad_accum_dtype": "bf16" if spec.zero == 0 else "fp32"}
     return _merge(config, spec.deepspeed, "")
+
+
+def _is_plain(spec: EngineSpec) -> bool:
+    return spec.zero == 0 and spec.precision == "fp32"
 
 
 def _merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> dict[str, Any]:

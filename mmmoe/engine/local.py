@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmmoe.engine import groups
 from mmmoe.engine.checkpoint import check_load
+from mmmoe.engine.expert_groups import ExpertGroups, is_share, whole_shapes
 from mmmoe.engine.precision import cast_inputs, cast_parameters, compute_dtype, engine_device, to_host
 from mmmoe.engine.protocol import TrainingOutput
 from mmmoe.engine.spec import EngineSpec, TrainingSpec
@@ -28,8 +29,10 @@ class LocalEngine:
         spec: EngineSpec,
         training: TrainingSpec,
         canonical: Callable[[str], str] = groups.same_name,
+        experts: ExpertGroups | None = None,
     ) -> None:
         self._module = module
+        self._experts = experts
         self._device = engine_device(spec)
         self._dtype = compute_dtype(spec)
         self._clip = training.optimizer.clip
@@ -68,7 +71,7 @@ class LocalEngine:
     def step(self, rates: list[float]) -> float:
         """Clips, updates and clears; a norm that is not finite comes back without an update."""
         gradients = [self._gradient(place) for place in range(len(self._masters))]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+        norm = self._norm(gradients)
         if bool(torch.isfinite(norm)):
             if self._clip is not None:
                 torch._foreach_mul_(gradients, torch.clamp(self._clip / (norm + 1e-6), max=1.0))
@@ -83,26 +86,26 @@ class LocalEngine:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the masters by canonical name, on the CPU."""
-        return {name: to_host(master) for (name, _), master in zip(self._trainable, self._masters, strict=True)}
+        return {name: self._whole(place, self._masters[place]) for place, (name, _) in enumerate(self._trainable)}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Returns Adam's moments as `exp_avg.<name>` and `exp_avg_sq.<name>`, on the CPU."""
         return {
-            f"{kind}.{name}": to_host(self._adam.state[master][kind])
+            f"{kind}.{name}": self._whole(place, self._adam.state[self._masters[place]][kind])
             for kind in ("exp_avg", "exp_avg_sq")
-            for (name, _), master in zip(self._trainable, self._masters, strict=True)
+            for place, (name, _) in enumerate(self._trainable)
         }
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int) -> None:
         """Puts parameters and moments back; without moments Adam starts afresh."""
-        check_load({name: tuple(parameter.shape) for name, parameter in self._trainable}, tensors, moments)
+        check_load(whole_shapes(self._trainable, self._experts), tensors, moments)
         groups.start_moments(self._adam, self._masters, updates if moments else 0)
-        for (name, _), master in zip(self._trainable, self._masters, strict=True):
-            master.copy_(tensors[name])
+        for place, ((name, _), master) in enumerate(zip(self._trainable, self._masters, strict=True)):
+            master.copy_(self._own(place, tensors[name]))
             for kind in ("exp_avg", "exp_avg_sq"):
                 if moments:
-                    self._adam.state[master][kind].copy_(moments[f"{kind}.{name}"])
+                    self._adam.state[master][kind].copy_(self._own(place, moments[f"{kind}.{name}"]))
         self._publish()
 
     def close(self) -> None:
@@ -140,15 +143,38 @@ class LocalEngine:
             held = self._gradients[place] = torch.zeros_like(self._masters[place])
         return held
 
+    def _is_share(self, place: int) -> bool:
+        return self._experts is not None and is_share(self._trainable[place][1])
+
+    def _whole(self, place: int, tensor: Tensor) -> Tensor:
+        """Returns a master or moment on the CPU, with the experts of all processes."""
+        return to_host(self._experts.gather(tensor) if self._experts and self._is_share(place) else tensor)
+
+    def _own(self, place: int, tensor: Tensor) -> Tensor:
+        """Returns this process's part of a tensor of a checkpoint."""
+        return self._experts.cut(tensor) if self._experts and self._is_share(place) else tensor
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """Returns the global norm of the summed gradients."""
+        if self._experts is None:
+            norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in gradients]))
+            return norm
+        shares = [gradient for place, gradient in enumerate(gradients) if self._is_share(place)]
+        shared = [gradient for place, gradient in enumerate(gradients) if not self._is_share(place)]
+        return self._experts.norm(shared, shares)
+
     def _sum_over_ranks(self) -> None:
         if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
             return
-        bucket: list[Tensor] = []
-        for place in range(len(self._masters)):
-            bucket.append(self._gradient(place))
-            if place + 1 == len(self._masters) or sum(tensor.numel() for tensor in bucket) >= BUCKET:
-                _all_reduce(bucket)
-                bucket = []
+        shares = [place for place in range(len(self._masters)) if self._is_share(place)]
+        shared = [place for place in range(len(self._masters)) if not self._is_share(place)]
+        for places, group in ((shared, None), (shares, self._experts.data_group if self._experts else None)):
+            bucket: list[Tensor] = []
+            for number, place in enumerate(places, 1):
+                bucket.append(self._gradient(place))
+                if number == len(places) or sum(tensor.numel() for tensor in bucket) >= BUCKET:
+                    _all_reduce(bucket, group)
+                    bucket = []
 
     @torch.no_grad()
     def _publish(self) -> None:
@@ -158,9 +184,9 @@ class LocalEngine:
                 parameter.copy_(master)
 
 
-def _all_reduce(tensors: list[Tensor]) -> None:
-    """Sums tensors over the processes in place, in one message."""
+def _all_reduce(tensors: list[Tensor], group: Any) -> None:
+    """Sums tensors over the processes of a group (None: all) in place, in one message."""
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    torch_dist.all_reduce(flat)
+    torch_dist.all_reduce(flat, group=group)
     for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(summed.view_as(tensor))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmmoe.config.spec import Spec
 
@@ -21,11 +21,22 @@ class EngineSpec(Spec):
     """TCP port the processes of this machine meet on; by default a free one is taken."""
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage of DeepSpeed."""
+    ep_size: int = Field(default=1, ge=1)
+    """Processes that hold the experts of a sparse block together (expert parallelism); 1 keeps all in each process."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps float32 master weights in the optimiser."""
     device: Literal["auto", "cpu"] = "auto"
     deepspeed: dict[str, Any] = {}
     """Further keys of DeepSpeed's JSON; a key that mmmoe sets itself is refused."""
+
+    @model_validator(mode="after")
+    def _experts_can_be_shared(self) -> EngineSpec:
+        if self.ep_size > 1 and self.kind == "deepspeed" and self.zero == 3:
+            raise ValueError(
+                "ep_size above 1 shares experts out whole, and ZeRO 3 would cut them up as well: use zero 0, 1 or 2, "
+                "or ep_size 1 with zero 3"
+            )
+        return self
 
 
 class RateRule(Spec):

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import build_language
-from mmmoe.models.lora.spec import AdapterSpec
+from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.spec import ModelSpec, OpenCLIPTower, TowerSpec
 from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0Tower
 from mmmoe.models.towers.open_clip import CLIPTower
@@ -32,11 +33,11 @@ def build_model(spec: ModelSpec, seed: int, *, meta: bool = False) -> LlavaMole:
         return BUILDERS[spec.family](spec, seed, meta)
 
 
-def add_adapters(model: LlavaMole, specs: list[AdapterSpec], seed: int) -> None:
+def add_adapters(model: LlavaMole, specs: list[AdapterSpec], seed: int, place: ExpertPlace = ALONE) -> None:
     """Adds a stage's adapters; their fresh weights are a pure function of the seed and of how many came before."""
     meta = model.device.type == "meta"
     with torch.device("meta") if meta else nullcontext(), _seeded(seed, f"adapters{len(model.adapters)}"):
-        model.add_adapters(specs)
+        model.add_adapters(specs, place)
 
 
 def build_tower(spec: TowerSpec, *, meta: bool = False) -> Tower:

@@ -12,10 +12,11 @@ from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
 from mmmoe.engine.groups import freeze
 from mmmoe.kernels.measure import Result, compare, one_thread, take_turns
 from mmmoe.log import console
+from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
-from mmmoe.models.lora.spec import AdapterSpec
+from mmmoe.models.lora.spec import ExpertsSpec
 from mmmoe.stages.plan import with_size
 from mmmoe.stages.spec import RunSpec
 
@@ -29,7 +30,12 @@ TOKENS, TARGETS = 80, 12
 def bench_step(spec: RunSpec) -> list[Result]:
     """Returns what a step of the run's last stage costs over one with plain LoRA, and over one without adapters."""
     stage = spec.stages[-1]
-    plain = with_size(stage.adapters, 1, stage.adapters[-1].rank)
+    ranks = [adapter.rank for adapter in stage.adapters if isinstance(adapter, ExpertsSpec)]
+    if not ranks:
+        raise ValueError(
+            f"{spec.name}: its last stage adds no LoRA experts (kind: experts); there is no step to compare"
+        )
+    plain = with_size(stage.adapters, 1, ranks[-1])
     trains = [pattern for pattern in stage.trains if "experts" not in pattern and "router" not in pattern]
     contenders = {
         EXPERTS: _model(spec, list(stage.adapters), stage.trains),

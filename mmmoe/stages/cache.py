@@ -13,8 +13,10 @@ from mmmoe import dist, paths
 from mmmoe.data.shards import ShardSet
 from mmmoe.engine.checkpoint import read
 from mmmoe.log import logger
+from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.language import tokenizer_folder
-from mmmoe.models.lora.spec import AdapterSpec, LoRASpec
+from mmmoe.models.lora.spec import BalanceSpec, LoRASpec
+from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.spec import ModelSpec, PretrainedLanguage
 from mmmoe.stages.handover import Heritage, adapters_in
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -89,9 +91,17 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
 
 def _depends_on_cut(adapter: AdapterSpec) -> bool:
     """Says whether the cut into micro-batches changes a result by more than rounding."""
+    if isinstance(adapter, MoESpec):
+        gate, dropout = adapter.gate, adapter.lora.dropout if adapter.lora else 0.0
+        is_cut = gate.capacity_factor is not None or _is_balanced_by_cut(adapter.balance)
+        return dropout > 0 or gate.jitter > 0 or is_cut
     if adapter.dropout > 0 or isinstance(adapter, LoRASpec):
         return adapter.dropout > 0
-    return adapter.router.jitter > 0 or (adapter.balance.kind != "none" and adapter.balance.over == "micro_batch")
+    return adapter.router.jitter > 0 or _is_balanced_by_cut(adapter.balance)
+
+
+def _is_balanced_by_cut(balance: BalanceSpec) -> bool:
+    return balance.kind != "none" and balance.over == "micro_batch"
 
 
 def _weights(spec: ModelSpec) -> list[tuple[str, int, int]]:

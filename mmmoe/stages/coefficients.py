@@ -9,6 +9,7 @@ from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.lora.block import FFNExperts
 from mmmoe.models.lora.routing import Routed
 from mmmoe.models.lora.spec import ExpertsSpec
+from mmmoe.models.moe.spec import MoESpec
 from mmmoe.stages.spec import StageSpec
 
 
@@ -37,7 +38,7 @@ def idle_declarations(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
 
 def idle_coefficients(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
     """Yields a sentence for each coefficient of the stage's own adapters whose routers are all frozen."""
-    specs = [(place, spec) for place, spec in enumerate(stage.adapters) if isinstance(spec, ExpertsSpec)]
+    specs = [(place, spec) for place, spec in enumerate(stage.adapters) if isinstance(spec, ExpertsSpec | MoESpec)]
     own = model.routed[len(model.routed) - len(specs) :]
     for (place, spec), routed in zip(specs, own, strict=True):
         if _is_trained(model, routed):
@@ -60,18 +61,19 @@ def untrainable_blocks(model: LlavaMole) -> Iterator[str]:
         )
 
 
-def _coefficients(spec: ExpertsSpec) -> dict[str, float]:
+def _coefficients(spec: ExpertsSpec | MoESpec) -> dict[str, float]:
     """Returns the coefficients that put a term into the loss, by key."""
     balance = spec.balance
     weights = {"weight": balance.weight if balance.kind != "none" else 0.0, "z_weight": balance.z_weight}
     return {key: weight for key, weight in weights.items() if weight > 0}
 
 
-def _other_cure(spec: ExpertsSpec, key: str) -> str:
+def _other_cure(spec: ExpertsSpec | MoESpec, key: str) -> str:
     if key == "z_weight":
         return ", or set z_weight: 0"
     # With top1 a router learns from the balance term alone, and a spec without it is refused.
-    return "" if spec.router.selection == "top1" else ", or set balance: {kind: none}"
+    learns_alone = isinstance(spec, MoESpec) or spec.router.selection != "top1"
+    return ", or set balance: {kind: none}" if learns_alone else ""
 
 
 def _is_trained(model: LlavaMole, routed: Routed) -> bool:

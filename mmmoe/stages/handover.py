@@ -12,10 +12,10 @@ from torch import nn
 from mmmoe import paths
 from mmmoe.data.spec import TemplateSpec
 from mmmoe.engine.checkpoint import Checkpoint, explain_mismatch, read
+from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
-from mmmoe.models.lora.spec import AdapterSpec
 from mmmoe.models.spec import ModelSpec
 from mmmoe.stages.spec import RunSpec, StageSpec
 

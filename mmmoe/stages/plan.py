@@ -7,10 +7,11 @@ from rich.table import Table
 from mmmoe import dist
 from mmmoe.engine.groups import TrainableRow, freeze
 from mmmoe.log import console
+from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.counts import parameter_table
 from mmmoe.models.keys import canonical
-from mmmoe.models.lora.spec import AdapterSpec, ExpertsSpec, LoRASpec
+from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
 from mmmoe.models.spec import ModelSpec
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.preflight import problems
@@ -92,7 +93,7 @@ def with_size(adapters: list[AdapterSpec], experts: int, rank: int) -> list[Adap
             )
         elif isinstance(adapter, ExpertsSpec):
             out.append(adapter.model_copy(update={"experts": experts, "rank": rank}))
-        else:
+        elif isinstance(adapter, LoRASpec):
             out.append(adapter.model_copy(update={"rank": rank}))
     return out
 

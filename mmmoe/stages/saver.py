@@ -11,7 +11,7 @@ from mmmoe.engine import checkpoint
 from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.protocol import Engine
 from mmmoe.log import logger
-from mmmoe.models.lora.spec import AdapterSpec
+from mmmoe.models.adapters import AdapterSpec
 from mmmoe.stages.handover import Heritage
 from mmmoe.stages.spec import RunSpec, StageSpec
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmmoe.models.adapters import AdapterSpec, adapt
 from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.generation import greedy
-from mmmoe.models.lora.inject import inject
 from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing
-from mmmoe.models.lora.spec import AdapterSpec, ExpertsSpec
+from mmmoe.models.lora.spec import LoRASpec
+from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.output import ModelOutput
 from mmmoe.models.splice import Splice, splice
 from mmmoe.models.targets import target_nll
@@ -41,13 +42,13 @@ class LlavaMole(nn.Module):
         device: torch.device = next(self.language.parameters()).device
         return device
 
-    def add_adapters(self, specs: list[AdapterSpec]) -> None:
-        """Puts adapters in; what is there already stays."""
+    def add_adapters(self, specs: list[AdapterSpec], place: ExpertPlace = ALONE) -> None:
+        """Puts adapters in; what is there already stays. `place` says which whole experts are held here."""
         for spec in specs:
-            tape = inject(self, spec)
-            if isinstance(spec, ExpertsSpec):
-                assert tape is not None
-                self.routed.append(Routed(spec, tape))
+            tape = adapt(self, spec, place)
+            if tape is not None:
+                assert not isinstance(spec, LoRASpec)
+                self.routed.append(Routed(spec.balance, tape))
             self.adapters.append(spec)
 
     def gradient_checkpointing(self, enabled: bool) -> None:

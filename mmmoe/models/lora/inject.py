@@ -34,7 +34,7 @@ def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> RoutingTape | None
     if isinstance(spec, LoRASpec):
         for name, linear in sites.items():
             assert isinstance(linear, nn.Linear)
-            _swap(model, name, LoRALinear(linear, spec).to(linear.weight.device))
+            swap(model, name, LoRALinear(linear, spec).to(linear.weight.device))
         return None
     counts = experts_by_site(spec, list(sites))
     tape = RoutingTape(list(sites))
@@ -42,7 +42,7 @@ def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> RoutingTape | None
     for name, layer in zip(sites, layers, strict=True):
         for part in (layer.experts, layer.router):
             part.to(next(layer.base.parameters()).device)
-        _swap(model, name, layer)
+        swap(model, name, layer)
     return tape
 
 
@@ -50,42 +50,56 @@ def eject(model: nn.Module) -> int:
     """Puts every adapted module's base back in its place and returns how many there were."""
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
     for name in sorted(adapted, key=len, reverse=True):
-        _swap(model, name, adapted[name].base)
+        swap(model, name, adapted[name].base)
     return len(adapted)
 
 
 def _sites(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> dict[str, nn.Module]:
+    if isinstance(spec, LoRASpec):
+        return find_sites(model, spec.sites, wants_linear=True)
+    found = find_sites(model, spec.sites, wants_linear=spec.level == "linear")
+    refuse_outside_language(found)
+    return found
+
+
+def find_sites(model: nn.Module, patterns: list[str], *, wants_linear: bool) -> dict[str, nn.Module]:
+    """Returns the linear layers, or the gated feed-forward blocks, that patterns name, in the model's order.
+
+    Raises:
+        ValueError: if a pattern names none, or only such as carry an adapter already.
+    """
     modules = dict(model.named_modules())
     inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Adapted))
-    fitting = {name: m for name, m in modules.items() if _fits(m, spec) and not name.startswith(inside)}
-    for pattern in spec.sites:
+    fits = (lambda module: isinstance(module, nn.Linear)) if wants_linear else is_gated
+    fitting = {name: m for name, m in modules.items() if fits(m) and not name.startswith(inside)}
+    for pattern in patterns:
         if any(fnmatchcase(name, pattern) for name in fitting):
             continue
         if any(fnmatchcase(name, pattern) and isinstance(m, Adapted) for name, m in modules.items()):
             raise ValueError(f"adapter site {pattern!r} carries an adapter already; a stage adds each site once")
-        kind = "linear layer" if _wants_linear(spec) else "gated feed-forward block"
+        kind = "linear layer" if wants_linear else "gated feed-forward block"
         raise ValueError(
             f"adapter site {pattern!r} names no {kind}; the nearest are {_nearest(pattern, list(fitting))}"
         )
-    found = {name: m for name, m in fitting.items() if any(fnmatchcase(name, pattern) for pattern in spec.sites)}
+    return {name: m for name, m in fitting.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def refuse_outside_language(found: dict[str, nn.Module]) -> None:
+    """Refuses sites whose inputs have no positions of a sequence.
+
+    Raises:
+        ValueError: naming the first one.
+    """
     outside = [name for name in found if not name.startswith("language.")]
-    if isinstance(spec, ExpertsSpec) and outside:
+    if outside:
         raise ValueError(f"routed experts go into the language model, which {outside[0]!r} is no part of")
-    return found
-
-
-def _wants_linear(spec: LoRASpec | ExpertsSpec) -> bool:
-    return isinstance(spec, LoRASpec) or spec.level == "linear"
-
-
-def _fits(module: nn.Module, spec: LoRASpec | ExpertsSpec) -> bool:
-    return isinstance(module, nn.Linear) if _wants_linear(spec) else is_gated(module)
 
 
 def _nearest(pattern: str, names: list[str]) -> list[str]:
     return difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
 
 
-def _swap(model: nn.Module, name: str, replacement: nn.Module) -> None:
+def swap(model: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Puts another module in the place of the one called `name`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, replacement)

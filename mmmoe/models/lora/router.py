@@ -21,28 +21,44 @@ class Choice:
     """Weight of each choice, float32; None stands for ones."""
 
 
-class Router(nn.Linear):
-    """A linear layer and a softmax over all experts, computed in float32 whatever the model's format.
+class LogitLayer(nn.Linear):
+    """A linear layer from a token to one logit an expert, computed in float32 whatever the model's format."""
 
-    arXiv 2401.16160, section 3; 2402.08562, section 3; 2404.15159, section 3. LLaVA-MoLE's released code computes the
-    softmax in bfloat16, where ties are common; float32 here (a run in bf16 rounds the weights, as all that trains, and
-    keeps them exact beside). With one expert there is nothing to route: the
-    probability is 1 whatever the weights.
-    """
+    def __init__(self, width: int, experts: int, bias: bool, init_std: float | None, jitter: float) -> None:
+        """Draws fresh weights.
 
-    def __init__(self, width: int, experts: int, spec: RouterSpec) -> None:
-        super().__init__(width, experts, bias=spec.bias, dtype=torch.float32)
-        self.spec = spec
-        if spec.init_std is not None:
-            nn.init.normal_(self.weight, std=spec.init_std)
+        Args:
+            width: D.
+            experts: E.
+            bias: whether there is one.
+            init_std: standard deviation of the weights; None draws them as torch's linear layer does.
+            jitter: in training the input is multiplied by numbers from U(1 - jitter, 1 + jitter).
+        """
+        super().__init__(width, experts, bias=bias, dtype=torch.float32)
+        self.jitter = jitter
+        if init_std is not None:
+            nn.init.normal_(self.weight, std=init_std)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Returns the logit of each expert (N, E), float32."""
         with torch.autocast(x_ND.device.type, enabled=False):
             x_ND = x_ND.float()
-            if self.training and self.spec.jitter > 0:
-                x_ND = x_ND * torch.empty_like(x_ND).uniform_(1 - self.spec.jitter, 1 + self.spec.jitter)
+            if self.training and self.jitter > 0:
+                x_ND = x_ND * torch.empty_like(x_ND).uniform_(1 - self.jitter, 1 + self.jitter)
             return F.linear(x_ND, self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+class Router(LogitLayer):
+    """Logits and a softmax over all experts, and the choice between LoRA experts.
+
+    arXiv 2401.16160, section 3; 2402.08562, section 3; 2404.15159, section 3. LLaVA-MoLE's released code computes the
+    softmax in bfloat16, where ties are common; float32 here (a run in bf16 rounds the weights, as all that trains, and
+    keeps them exact beside). With one expert there is nothing to route: the probability is 1 whatever the weights.
+    """
+
+    def __init__(self, width: int, experts: int, spec: RouterSpec) -> None:
+        super().__init__(width, experts, spec.bias, spec.init_std, spec.jitter)
+        self.spec = spec
 
     def choose(self, probability_NE: Tensor) -> Choice:
         """Returns the experts of each row by the rule of the spec; with top1 ties go to the first expert."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmmoe.models.lora.balance import RouterSums, balance_terms, z_terms
-from mmmoe.models.lora.spec import ExpertsSpec
+from mmmoe.models.lora.spec import BalanceSpec
 from mmmoe.models.lora.tape import RoutingRow, RoutingTape
 from mmmoe.models.output import ModelOutput, RoutingStatistics
 
@@ -22,7 +22,7 @@ Rows = Mapping[int, RoutingRow]
 class Routed:
     """One adapter with routers, and their tape."""
 
-    spec: ExpertsSpec
+    balance: BalanceSpec
     tape: RoutingTape
 
 
@@ -52,9 +52,14 @@ class Positions:
     """Number of each position's modality, int64."""
     modalities: tuple[str, ...]
 
-    def loads(self, row: RoutingRow) -> Tensor:
-        """Returns how often each of a router's experts was chosen, per sample and modality (B, M, E) int64."""
-        index_BTK, num_experts = row.index_BTK, row.probability_BTE.shape[-1]
+    def loads(self, row: RoutingRow, most: int | None = None) -> Tensor:
+        """Returns how often each of a router's experts was chosen, per sample and modality (B, M, E) int64.
+
+        Args:
+            row: what the router did.
+            most: choices of a position that count, the first ones; None for all.
+        """
+        index_BTK, num_experts = row.index_BTK[:, :, :most], row.probability_BTE.shape[-1]
         batch, kinds = index_BTK.shape[0], len(self.modalities)
         sample_B11 = torch.arange(batch, device=index_BTK.device).view(-1, 1, 1)
         place_BTK = (sample_B11 * kinds + self.modality_BT[:, :, None]) * num_experts + index_BTK.clamp(min=0)
@@ -90,9 +95,13 @@ def _terms(
     one: Routed, rows: Rows, positions: Positions, loads: list[Tensor]
 ) -> dict[str, tuple[Tensor, Tensor, float]]:
     """Returns an adapter's terms by name: of each sample (B,), of each sample and layer (B, G), and the coefficient."""
-    balance = one.spec.balance
+    balance = one.balance
+
+    def _counted(row: RoutingRow, place: int) -> Tensor:
+        return positions.loads(row, most=1) if balance.choices == "first" else loads[place]
+
     sums = [
-        RouterSums.together([router_sums(rows[place], positions, loads[place]) for place in places])
+        RouterSums.together([router_sums(rows[place], positions, _counted(rows[place], place)) for place in places])
         for places in one.tape.layers.values()
     ]
     terms: dict[str, tuple[Tensor, Tensor, float]] = {}

@@ -81,6 +81,8 @@ class BalanceSpec(Spec):
     """sample: a term for each sample, so that the loss is the same however a batch is cut up; micro_batch: shares and
     means over all samples that pass together, as most code does: it leaves a sample's experts free to be its own, but
     depends on the size of the micro-batch."""
+    choices: Literal["all", "first"] = "all"
+    """Which choices f counts: all k, or each position's first (GShard's, DeepSpeed's top-2)."""
     weight: float = Field(default=0.01, ge=0.0)
     """Coefficient of the term in the loss; 0 with kind none."""
     z_weight: float = Field(default=0.0, ge=0.0)
@@ -169,6 +171,3 @@ class ExpertsSpec(Spec):
         if isinstance(self.experts, list):
             return len(set(self.experts)) > 1
         return isinstance(self.experts, AllocationSpec)
-
-
-AdapterSpec = Annotated[LoRASpec | ExpertsSpec, Field(discriminator="kind")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,15 +91,21 @@ class RoutingTape:
                 choice.index_NK.repeat_interleave(length, dim=0),
                 None if gate is None else gate.repeat_interleave(length, dim=0),
             )
-        if self._rows is not None:
-            index = self._counted(router, choice)
-            self._rows[site] = RoutingRow(
+        self.note(
+            site,
+            lambda: RoutingRow(
                 rows.view(batch, -1, rows.shape[-1]),
                 probability.view(batch, -1, rows.shape[-1]),
-                index.view(batch, length, -1),
+                self._counted(router, choice).view(batch, length, -1),
                 any(parameter.requires_grad for parameter in router.parameters()),
-            )
+            ),
+        )
         return choice
+
+    def note(self, site: int, row: Callable[[], RoutingRow]) -> None:
+        """Keeps what a router did, if somebody records."""
+        if self._rows is not None:
+            self._rows[site] = row()
 
     @staticmethod
     def _counted(router: Router, choice: Choice) -> Tensor:

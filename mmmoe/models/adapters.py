@@ -1,0 +1,31 @@
+"""What a stage may add to a model: plain LoRA, routed LoRA experts, or a sparse mixture of whole experts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from mmmoe.models.lora.inject import inject
+from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
+from mmmoe.models.lora.tape import RoutingTape
+from mmmoe.models.moe.place import ExpertPlace
+from mmmoe.models.moe.spec import MoESpec
+from mmmoe.models.moe.upcycle import upcycle
+
+AdapterSpec = Annotated[LoRASpec | ExpertsSpec | MoESpec, Field(discriminator="kind")]
+
+
+def adapt(model: nn.Module, spec: AdapterSpec, place: ExpertPlace) -> RoutingTape | None:
+    """Puts one adapter into a model and returns the tape of its routers, None where it has none.
+
+    Args:
+        model: the whole model; sites are names in it.
+        spec: the declaration.
+        place: which whole experts this process holds; LoRA experts are held everywhere.
+
+    Raises:
+        ValueError: if a site is not there or does not take the adapter.
+    """
+    return upcycle(model, spec, place) if isinstance(spec, MoESpec) else inject(model, spec)

@@ -69,7 +69,8 @@ class DeepSpeedEngine:
         self._is_forward = False
         self._flattening = module.register_forward_hook(self._flatten)
         self._hidden = hide_skippable(module, self._device) if spec.zero == 3 else []
-        with shown_as_moe(module, experts):
+        has_trained_shares = any(is_share(parameter) for _, parameter in self._trainable)
+        with shown_as_moe(module, has_trained_shares):
             self._engine: Any = deepspeed.initialize(
                 model=module,
                 optimizer=self._adam,

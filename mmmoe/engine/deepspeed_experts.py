@@ -76,9 +76,9 @@ def split_groups(param_groups: Iterable[dict[str, Any]], size: int) -> list[dict
 
 
 @contextmanager
-def shown_as_moe(module: nn.Module, experts: ExpertGroups | None) -> Iterator[None]:
-    """Inside, DeepSpeed finds an MoE layer in the model if experts are shared out."""
-    if experts is None:
+def shown_as_moe(module: nn.Module, has_shares: bool) -> Iterator[None]:
+    """Inside, DeepSpeed finds an MoE layer in the model if spread experts train (it wants a parameter group then)."""
+    if not has_shares:
         yield
         return
     module.add_module(STAND_IN, StandIn())

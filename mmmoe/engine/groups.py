@@ -140,11 +140,11 @@ def _refuse_idle(patterns: Sequence[str], names: Sequence[str], field: str) -> N
     """Raises ValueError for the patterns that match no name."""
     idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
     if idle:
-        hints = "; ".join(f"'{pattern}' matches no parameter, {_nearest(pattern, names)}" for pattern in idle)
+        hints = "; ".join(f"'{pattern}' matches no parameter, {nearest_names(pattern, names)}" for pattern in idle)
         raise ValueError(f"{field}: {hints}")
 
 
-def _nearest(pattern: str, names: Sequence[str]) -> str:
+def nearest_names(pattern: str, names: Sequence[str]) -> str:
     """Returns the names a pattern may have meant, in words."""
     near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3)
     if near:

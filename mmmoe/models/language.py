@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from mmmoe.paths import resolve
 
 SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Config fields of models whose logits are more than the head's product (Gemma 2, Cohere, Granite)."""
+
+
+SAMPLE_BYTES = 2**20
 
 
 def build_language(spec: PretrainedLanguage | ScratchLanguage, *, meta: bool = False) -> nn.Module:
@@ -107,6 +111,24 @@ def _complete(fields: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in fields.items() if key != "model_type"}
     config: dict[str, Any] = AutoConfig.for_model(fields["model_type"], **rest).to_dict()
     return config
+
+
+def base_fingerprint(spec: ModelSpec) -> str:
+    """Returns a short digest of the language model's base weights, empty where they are fresh.
+
+    Sizes, beginnings and ends of the files: hashing tens of gigabytes at every start would take minutes, and two
+    trainings of one architecture differ in these, too.
+    """
+    if not isinstance(spec.language, PretrainedLanguage):
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(resolve(spec.language.path).glob("*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {size}".encode() + stream.read(SAMPLE_BYTES))
+            stream.seek(max(0, size - SAMPLE_BYTES))
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def tokenizer_folder(spec: ModelSpec) -> str:

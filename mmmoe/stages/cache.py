@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.lora.spec import BalanceSpec, LoRASpec
 from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.spec import ModelSpec, PretrainedLanguage
-from mmmoe.stages.handover import Heritage, adapters_in
+from mmmoe.stages.assembly import Part, digests
+from mmmoe.stages.handover import adapters_in
+from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 TOKENIZER_FILES = (".json", ".model", ".txt", ".jinja")
@@ -34,8 +37,8 @@ class StageCache:
     something depends on how a batch is cut up (dropout, a balance over the micro-batch).
     """
 
-    def __init__(self, run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> None:
-        key = json.dumps(_dependencies(run, stage, heritage), sort_keys=True)
+    def __init__(self, run: RunSpec, stage: StageSpec, heritage: Heritage | None, parts: Mapping[str, Part]) -> None:
+        key = json.dumps(_dependencies(run, stage, heritage) | {"parts": digests(parts)}, sort_keys=True)
         self.path = Path(run.cache) / "stages" / f"{stage.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     def fetch(self, final: Path) -> bool:

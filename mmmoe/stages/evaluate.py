@@ -16,10 +16,10 @@ from mmmoe.evaluation.table import score_table
 from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
-from mmmoe.models.keys import canonical
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.stages.draw import transform_of
-from mmmoe.stages.handover import Heritage, rebuild
+from mmmoe.stages.handover import is_expert_weight, rebuild, tensors_of
+from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec
 
@@ -82,10 +82,11 @@ def _before_pictures(heritage: Heritage) -> LlavaMole:
     """Returns the model with its trained language weights but a fresh connector and fresh adapters."""
     model = build_model(heritage.model, heritage.seed)
     add_adapters(model, heritage.adapters, heritage.seed)
-    own = {canonical(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    own = tensors_of(model)
     adapters = (".lora.", ".experts.", ".router.")
     with torch.no_grad():
         for name, tensor in heritage.checkpoint.tensors.items():
-            if name.startswith("language.") and not any(part in name for part in adapters):
+            is_adapter = any(part in name for part in adapters) and not is_expert_weight(name)
+            if name.startswith("language.") and not is_adapter:
                 own[name].data.copy_(tensor)
     return model

@@ -1,75 +1,37 @@
-"""What one stage hands to the next: a checkpoint, the adapters in it, and the model that it describes."""
+"""What one stage hands to the next: the model that a stage starts from, built from what others left."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from mmmoe import paths
-from mmmoe.data.spec import TemplateSpec
-from mmmoe.engine.checkpoint import Checkpoint, explain_mismatch, read
+from mmmoe.engine.checkpoint import explain_mismatch
+from mmmoe.engine.expert_groups import is_share
 from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
-from mmmoe.models.spec import ModelSpec
+from mmmoe.models.moe.place import ALONE, ExpertPlace
+from mmmoe.stages.assembly import Part, take_experts, take_inherited
+from mmmoe.stages.heritage import Heritage, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
-
-_ADAPTERS: TypeAdapter[list[AdapterSpec]] = TypeAdapter(list[AdapterSpec])
 
 
 @dataclass(frozen=True)
-class Heritage:
-    """What a finished stage leaves: where it is, what is in it."""
+class StageModel:
+    """A model as a stage starts it."""
 
-    path: Path
-    checkpoint: Checkpoint
-    model: ModelSpec
+    model: LlavaMole
     adapters: list[AdapterSpec]
-    template: TemplateSpec
-    seed: int
-
-    @classmethod
-    def read(cls, path: Path) -> Heritage:
-        """Reads a finished stage's folder.
-
-        Raises:
-            ValueError: when it is none, or its files do not have the hashes of its manifest.
-        """
-        checkpoint = read(path)
-        declared = checkpoint.state.spec
-        missing = [key for key in ("model", "adapters", "template") if key not in declared]
-        if missing:
-            raise ValueError(f"{path}/state.json lacks {', '.join(missing)}: it was not written by a stage of mmmoe")
-        return cls(
-            path,
-            checkpoint,
-            ModelSpec.model_validate(declared["model"]),
-            _ADAPTERS.validate_python(declared["adapters"]),
-            TemplateSpec.model_validate(declared["template"]),
-            checkpoint.state.seeds["run"],
-        )
-
-
-def check_same_model(heritage: Heritage, spec: ModelSpec) -> None:
-    """Refuses a checkpoint whose model is built otherwise.
-
-    Raises:
-        ValueError: naming every key that differs.
-    """
-    theirs, ours = (_flat(m.model_dump(mode="json")) for m in (heritage.model, spec))
-    differ = [
-        f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
-    if differ:
-        lines = "\n  ".join(differ[:20])
-        raise ValueError(f"{heritage.path} holds another model; start from a stage of this one\n  {lines}")
+    """All adapters in it."""
+    inherited: dict[str, Tensor]
+    """What it holds beyond base weights and fresh ones, by canonical name."""
+    shares: frozenset[str]
+    """Which of these are this process's share of a stack of experts."""
 
 
 def adapters_in(run: RunSpec, stage: StageSpec) -> list[AdapterSpec]:
@@ -90,41 +52,80 @@ def adapters_in(run: RunSpec, stage: StageSpec) -> list[AdapterSpec]:
     return [*Heritage.read(paths.resolve(start)).adapters, *stage.adapters]
 
 
-def build_stage_model(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> tuple[LlavaMole, list[AdapterSpec]]:
-    """Returns the model a stage starts from, and all adapters in it.
+def build_stage_model(
+    run: RunSpec,
+    stage: StageSpec,
+    heritage: Heritage | None,
+    parts: Mapping[str, Part] | None = None,
+    place: ExpertPlace = ALONE,
+) -> StageModel:
+    """Returns the model a stage starts from.
+
+    Args:
+        run: the run.
+        stage: one of its stages.
+        heritage: the finished stage that it starts from; None for base weights.
+        parts: other finished stages that give experts or connectors, by name.
+        place: which whole experts this process holds.
 
     Raises:
         ValueError: when the heritage belongs to another model or does not fit.
     """
     adapters = adapters_in(run, stage)
+    before = list(heritage.adapters) if heritage is not None else []
     if heritage is not None:
         check_same_model(heritage, run.model)
-        if [*heritage.adapters, *stage.adapters] != adapters:
-            raise ValueError(
-                f"{heritage.path} was trained with other adapters than the stages before {stage.name!r} declare now; "
-                "put their declaration back, or start a new run"
-            )
+    if [*before, *stage.adapters] != adapters:
+        where = heritage.path if heritage is not None else "the base"
+        raise ValueError(
+            f"{where} was trained with other adapters than the stages before {stage.name!r} declare now; "
+            "put their declaration back, or start a new run"
+        )
     model = build_model(run.model, run.seed)
-    add_adapters(model, adapters, run.seed)
+    add_adapters(model, before, run.seed, place)
+    names: set[str] = set()
     if heritage is not None:
-        load_heritage(model, heritage)
-    return model, adapters
+        load_heritage(model, heritage, place)
+        names.update(heritage.checkpoint.tensors)
+    dense = tensors_of(model)
+    names |= take_inherited(dense, stage, parts or {})
+    # Sparse blocks copy the dense ones, so they come when those hold what was inherited.
+    add_adapters(model, stage.adapters, run.seed, place)
+    take_experts(model, dense, stage, parts or {}, heritage)
+    held = {name: tensor for name, tensor in tensors_of(model).items() if name in names or is_expert_weight(name)}
+    shares = frozenset(name for name, tensor in held.items() if is_share(tensor))
+    return StageModel(model, adapters, {name: tensor.detach() for name, tensor in held.items()}, shares)
 
 
-def load_heritage(model: nn.Module, heritage: Heritage) -> None:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Returns a model's parameters and buffers by canonical name."""
+    return {canonical(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def is_expert_weight(name: str) -> bool:
+    """Says whether a tensor is the frozen part of whole experts, which no base folder holds."""
+    return name.endswith(".weight_EOI")
+
+
+def load_heritage(model: nn.Module, heritage: Heritage, place: ExpertPlace = ALONE) -> None:
     """Puts a finished stage's tensors into a model; every tensor must have a place there.
 
     Raises:
         ValueError: listing tensors that have none or another shape.
     """
-    own = {canonical(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    tensors = heritage.checkpoint.tensors
-    expected = {name: tuple(own[name].shape) for name in tensors if name in own}
+    own, tensors = tensors_of(model), heritage.checkpoint.tensors
+    expected = {name: _whole_shape(own[name], place) for name in tensors if name in own}
     problem = explain_mismatch(expected, tensors)
     if problem:
         raise ValueError(f"{heritage.path} does not fit this model: {problem}")
     for name, tensor in tensors.items():
-        own[name].data.copy_(tensor)
+        own[name].data.copy_(tensor[place.own(len(tensor))] if is_share(own[name]) else tensor)
+
+
+def _whole_shape(tensor: Tensor, place: ExpertPlace) -> tuple[int, ...]:
+    if not is_share(tensor):
+        return tuple(tensor.shape)
+    return (tensor.shape[0] * place.size, *tensor.shape[1:])
 
 
 def rebuild(path: Path) -> tuple[LlavaMole, Heritage]:
@@ -134,11 +135,3 @@ def rebuild(path: Path) -> tuple[LlavaMole, Heritage]:
     add_adapters(model, heritage.adapters, heritage.seed)
     load_heritage(model, heritage)
     return model, heritage
-
-
-def _flat(value: Any, route: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {
-            k: v for key, inner in value.items() for k, v in _flat(inner, f"{route}.{key}" if route else key).items()
-        }
-    return {route: value}

@@ -11,9 +11,12 @@ from mmmoe.engine.groups import freeze, parameter_groups, trainable_parameters
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import compare_declared, folder_config, tokenizer_folder
+from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.spec import EfficientNetLiteTower, PretrainedLanguage
+from mmmoe.stages.assembly import problems_of_sources
 from mmmoe.stages.coefficients import idle_declarations
-from mmmoe.stages.handover import Heritage, adapters_in, check_same_model
+from mmmoe.stages.handover import adapters_in
+from mmmoe.stages.heritage import Heritage, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 
@@ -37,9 +40,11 @@ def problems(spec: RunSpec) -> Iterator[str]:
     for stage in spec.stages:
         where = f"stages.{stage.name}"
         yield from (f"{where}.{text}" for text in _start(spec, stage, seen))
+        yield from (f"{where}: {text}" for text in problems_of_sources(spec, stage, seen))
         yield from (f"{where}.{text}" for text in _length(stage, world))
         yield from (f"{where}.{text}" for text in _data(stage))
         seen.append(stage.name)
+    yield from _expert_parallel(spec, world)
     yield from _names_in_model(spec)
     for benchmark in spec.evaluation.benchmarks if spec.evaluation else ():
         if not paths.resolve(benchmark.file).is_file():
@@ -96,6 +101,21 @@ def _start(spec: RunSpec, stage: StageSpec, seen: list[str]) -> Iterator[str]:
 
 def _names(spec: RunSpec) -> list[str]:
     return [stage.name for stage in spec.stages]
+
+
+def _expert_parallel(spec: RunSpec, world: int) -> Iterator[str]:
+    """Checks that experts can be shared out among the processes."""
+    size = spec.engine.ep_size
+    if size == 1:
+        return
+    if world % size:
+        yield f"engine.ep_size: {size} must divide the number of processes, {world}"
+    blocks = [adapter for stage in spec.stages for adapter in stage.adapters if isinstance(adapter, MoESpec)]
+    if not blocks:
+        yield f"engine.ep_size: {size} has nothing to share out: no stage adds whole experts (kind: moe)"
+    for block in blocks:
+        if len(block.experts) % size:
+            yield f"engine.ep_size: {size} must divide the number of experts, {len(block.experts)}"
 
 
 def _names_in_model(spec: RunSpec) -> Iterator[str]:

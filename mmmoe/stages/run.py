@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from mmmoe import dist, paths
+from mmmoe import dist
 from mmmoe.engine import checkpoint
 from mmmoe.engine.stop import StopRequest
 from mmmoe.log import logger
+from mmmoe.stages.assembly import Part, digests, finished_stage, read_parts
 from mmmoe.stages.cache import StageCache
 from mmmoe.stages.evaluate import evaluate_run
-from mmmoe.stages.handover import Heritage
+from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.ledger import RunFolder, Stopped
 from mmmoe.stages.spec import RunSpec, StageSpec
 from mmmoe.stages.stage import run_stage
@@ -51,24 +53,10 @@ def parent_of(spec: RunSpec, stage: StageSpec, folder: RunFolder) -> Path | None
     Raises:
         ValueError: when `init_from` names nothing that is finished.
     """
-    names = [s.name for s in spec.stages]
-    position = names.index(stage.name)
+    position = spec.stages.index(stage)
     if stage.init_from is None:
-        return folder.final(names[position - 1]) if position else None
-    if stage.init_from in names:
-        if names.index(stage.init_from) >= position:
-            raise ValueError(
-                f"stage {stage.name!r} starts from {stage.init_from!r}, which comes after it; "
-                f"put {stage.init_from!r} first (the order is {', '.join(names)})"
-            )
-        return folder.final(stage.init_from)
-    path = paths.resolve(stage.init_from)
-    if not (path / "manifest.json").is_file():
-        raise ValueError(
-            f"stage {stage.name!r}: init_from={stage.init_from!r} is neither a stage of this run "
-            f"({', '.join(names)}) nor the folder of a finished stage (<run>/stages/<stage>/final)"
-        )
-    return path
+        return folder.final(spec.stages[position - 1].name) if position else None
+    return finished_stage(spec, stage, stage.init_from, folder)
 
 
 def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder, stop: StopRequest) -> None:
@@ -77,13 +65,14 @@ def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder, stop: StopReq
         return
     parent = parent_of(spec, stage, folder)
     heritage = Heritage.read(parent) if parent is not None else None
+    parts = read_parts(spec, stage, folder, heritage)
     final = folder.final(stage.name)
-    cache = StageCache(spec, stage, heritage) if stage.reuse else None
+    cache = StageCache(spec, stage, heritage, parts) if stage.reuse else None
     started = time.monotonic()
     reused = cache.fetch(final) if cache else False
     # A crash may have fallen between the last file of a stage and its line in the ledger.
-    if not reused and not _is_finished(stage, final, heritage):
-        run_stage(spec, stage, folder, heritage, stop)
+    if not reused and not _is_finished(stage, final, heritage, parts):
+        run_stage(spec, stage, folder, heritage, parts, stop)
     dist.barrier()
     if dist.rank() == 0:
         seconds = round(time.monotonic() - started, 1)
@@ -94,11 +83,12 @@ def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder, stop: StopReq
     dist.barrier()
 
 
-def _is_finished(stage: StageSpec, final: Path, heritage: Heritage | None) -> bool:
+def _is_finished(stage: StageSpec, final: Path, heritage: Heritage | None, parts: Mapping[str, Part]) -> bool:
     """Says whether a stage's result stands already, made from this declaration and this parent; collective."""
     found = False
     if dist.rank() == 0 and not checkpoint.verify(final):
         state = checkpoint.read(final).state
         parent = heritage.checkpoint.digest if heritage else None
         found = state.spec.get("stage") == stage.model_dump(mode="json") and state.parent == parent
+        found = found and state.extra.get("parts", {}) == digests(parts)
     return bool(dist.gather_objects(found)[0])

@@ -3,41 +3,68 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mmmoe import dist
 from mmmoe.engine import checkpoint
+from mmmoe.engine.expert_groups import ExpertGroups
 from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.protocol import Engine
 from mmmoe.log import logger
-from mmmoe.models.adapters import AdapterSpec
-from mmmoe.stages.handover import Heritage
+from mmmoe.models.language import base_fingerprint
+from mmmoe.stages.assembly import Part, digests
+from mmmoe.stages.handover import StageModel
+from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.spec import RunSpec, StageSpec
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a stage's checkpoints say of where it comes from."""
+
+    run: RunSpec
+    stage: StageSpec
+    start: StageModel
+    """The model before the stage trained it."""
+    heritage: Heritage | None
+    parts: Mapping[str, Part]
+
+    def declared(self) -> dict[str, Any]:
+        """Returns the declaration that a later stage rebuilds the model from."""
+        return {
+            "model": self.run.model.model_dump(mode="json"),
+            "adapters": [adapter.model_dump(mode="json") for adapter in self.start.adapters],
+            "template": self.stage.template.model_dump(mode="json"),
+            "stage": self.stage.model_dump(mode="json"),
+        }
+
+    def extra(self) -> dict[str, Any]:
+        """Returns which base weights and which other finished stages went into it."""
+        return {"base": base_fingerprint(self.run.model), "parts": digests(self.parts)}
 
 
 class StageSaver:
     """Saves a stage's engine and finds its state again; every method is collective."""
 
-    def __init__(
-        self,
-        run: RunSpec,
-        stage: StageSpec,
-        adapters: list[AdapterSpec],
-        heritage: Heritage | None,
-        engine: Engine,
-        folder: Path,
-    ) -> None:
-        self._name, self._heritage, self._engine = stage.name, heritage, engine
+    def __init__(self, origin: Origin, engine: Engine, folder: Path, experts: ExpertGroups | None = None) -> None:
+        """Begins a stage.
+
+        Args:
+            origin: where its model comes from.
+            engine: what is saved.
+            folder: the stage's.
+            experts: who holds which whole experts, where a process does not hold all.
+        """
+        self._origin, self._engine, self._experts = origin, engine, experts
+        self._name = origin.stage.name
         self._folder, self._steps = folder, folder / "checkpoints"
-        self._keeper = CheckpointKeeper(self._steps, stage.training.checkpoint)
-        self._seed = run.seed
-        self._declared: dict[str, Any] = {
-            "model": run.model.model_dump(mode="json"),
-            "adapters": [adapter.model_dump(mode="json") for adapter in adapters],
-            "template": stage.template.model_dump(mode="json"),
-            "stage": stage.model_dump(mode="json"),
-        }
+        self._keeper = CheckpointKeeper(self._steps, origin.stage.training.checkpoint)
+        self._declared, self._extra = origin.declared(), origin.extra()
 
     def restore(self) -> int:
         """Puts the newest sound checkpoint into the engine; returns its step, 0 when there is none."""
@@ -59,8 +86,8 @@ class StageSaver:
         """Writes `final`: all tensors that this stage and the ones before it trained, without moments."""
         self._keeper.wait()
         tensors = self._engine.tensors()
+        inherited = self._inherited(tensors)
         if dist.rank() == 0:
-            inherited = self._heritage.checkpoint.tensors if self._heritage else {}
             checkpoint.write_at(self._folder / "final", self._state(step), {**inherited, **tensors}, {})
             shutil.rmtree(self._steps, ignore_errors=True)
         dist.barrier()
@@ -69,6 +96,19 @@ class StageSaver:
         """Waits for what is being written."""
         self._keeper.wait()
 
+    def _inherited(self, trained: Collection[str]) -> dict[str, Tensor]:
+        """Returns the tensors that this stage did not train, on the first process. Collective."""
+        start, found = self._origin.start, dict[str, Tensor]()
+        for name, tensor in start.inherited.items():
+            if name in trained:
+                continue
+            if self._experts is not None and name in start.shares:
+                tensor = self._experts.gather(tensor.to(self._engine.device)).cpu()
+            if dist.rank() == 0:
+                found[name] = tensor
+        return found
+
     def _state(self, step: int) -> checkpoint.CheckpointState:
-        parent = self._heritage.checkpoint.digest if self._heritage else None
-        return checkpoint.CheckpointState(step, self._declared, parent, {"run": self._seed})
+        heritage = self._origin.heritage
+        parent = heritage.checkpoint.digest if heritage else None
+        return checkpoint.CheckpointState(step, self._declared, parent, {"run": self._origin.run.seed}, self._extra)

@@ -25,6 +25,9 @@ class StageSpec(Spec):
     training: TrainingSpec
     init_from: str | None = None
     """A stage of this run, or the folder of a finished stage of another; by default the stage before."""
+    inherits: dict[str, str] = {}
+    """Glob patterns over parameter names, and the stage (or folder of a finished one) whose tensors are taken in place
+    of those of the stage it starts from: the connectors that expert runs trained."""
     encode_once: bool = False
     """Run the frozen tower once per image and keep its features on disk."""
     reuse: bool = False

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmmoe import dist
 from mmmoe.engine.build import build_engine
+from mmmoe.engine.expert_groups import is_share, make_groups
 from mmmoe.engine.groups import freeze
 from mmmoe.engine.loop import fit
 from mmmoe.engine.metrics import MetricsFile
 from mmmoe.engine.stop import StopRequest
 from mmmoe.models.keys import canonical
+from mmmoe.models.moe.place import ALONE, ExpertPlace
+from mmmoe.stages.assembly import Part
 from mmmoe.stages.coefficients import check_coefficients
 from mmmoe.stages.draw import draw, total_steps
-from mmmoe.stages.handover import Heritage, build_stage_model
+from mmmoe.stages.handover import build_stage_model
+from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.ledger import RunFolder, Stopped
 from mmmoe.stages.observe import StageObserver
 from mmmoe.stages.plan import print_trainable
-from mmmoe.stages.saver import StageSaver
+from mmmoe.stages.saver import Origin, StageSaver
 from mmmoe.stages.spec import RunSpec, StageSpec
 from mmmoe.stages.watch import RouterWatch
 
 
-def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Heritage | None, stop: StopRequest) -> None:
+def run_stage(
+    run: RunSpec,
+    stage: StageSpec,
+    folder: RunFolder,
+    heritage: Heritage | None,
+    parts: Mapping[str, Part],
+    stop: StopRequest,
+) -> None:
     """Trains one stage from its last checkpoint, or its start, to its end, and leaves `stages/<name>/final`.
 
     Raises:
@@ -30,14 +43,18 @@ def run_stage(run: RunSpec, stage: StageSpec, folder: RunFolder, heritage: Herit
     training, steps = stage.training, total_steps(stage)
     here = folder.stage(stage.name)
 
-    model, adapters = build_stage_model(run, stage, heritage)
+    groups = make_groups(run.engine)
+    place = ALONE if groups is None else ExpertPlace(groups.rank, groups.size, groups.group)
+    start_model = build_stage_model(run, stage, heritage, parts, place)
+    model = start_model.model
     model.gradient_checkpointing(training.gradient_checkpointing)
     print_trainable(stage, freeze(model, stage.trains, canonical))
     check_coefficients(model, stage)
 
     source = draw(run, stage, model, folder)
-    engine = build_engine(model, run.engine, training, canonical)
-    saver = StageSaver(run, stage, adapters, heritage, engine, here)
+    experts = groups if any(is_share(parameter) for parameter in model.parameters()) else None
+    engine = build_engine(model, run.engine, training, canonical, experts)
+    saver = StageSaver(Origin(run, stage, start_model, heritage, parts), engine, here, experts)
     start = saver.restore()
 
     metrics = MetricsFile(here / "metrics.jsonl") if dist.rank() == 0 else None

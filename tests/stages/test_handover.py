@@ -9,7 +9,8 @@ import pytest
 from mmmoe.config.load import load
 from mmmoe.models.lora.spec import LoRASpec
 from mmmoe.paths import project_root
-from mmmoe.stages.handover import Heritage, adapters_in, build_stage_model
+from mmmoe.stages.handover import adapters_in, build_stage_model
+from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.spec import RunSpec
 
 

@@ -7,6 +7,7 @@ the papers are points of this grammar: LLaVA-MoLE is `block` with `top1`, MoLA `
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -31,6 +32,11 @@ class LoRASpec(Spec):
     """The scale s is alpha / sqrt(rank) instead (rank-stabilised LoRA, arXiv 2312.03732)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """On the adapter's input, in training."""
+
+    @property
+    def scale(self) -> float:
+        """What multiplies B A x."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class RouterSpec(Spec):

@@ -22,12 +22,15 @@ class PartCount:
 
 
 def parameter_table(model: nn.Module) -> list[PartCount]:
-    """Returns one row a part: the model's children, then LoRA, experts and routers. Shared tensors count once."""
+    """Returns one row a part: the model's children, then LoRA, experts and routers. Shared tensors count once.
+
+    LoRA on whole experts counts as LoRA, LoRA experts as experts.
+    """
     totals: dict[str, list[int]] = {name: [0, 0] for name, _ in model.named_children()}
     for name, parameter in model.named_parameters():
         pieces = canonical(name).split(".")
         marks = [ADAPTERS[piece] for piece in pieces if piece in ADAPTERS]
-        row = totals.setdefault(marks[0] if marks else pieces[0], [0, 0])
+        row = totals.setdefault(marks[-1] if marks else pieces[0], [0, 0])
         # DeepSpeed's third stage leaves an empty tensor and notes the size on it.
         size = int(getattr(parameter, "ds_numel", parameter.numel()))
         row[0] += size

@@ -12,8 +12,10 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.counts import parameter_table
 from mmmoe.models.keys import canonical
 from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
+from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.spec import ModelSpec
 from mmmoe.stages.handover import adapters_in
+from mmmoe.stages.moe_sizes import sizes_table
 from mmmoe.stages.preflight import problems
 from mmmoe.stages.spec import RunSpec, StageSpec
 
@@ -41,6 +43,9 @@ def print_plan(spec: RunSpec) -> None:
         console.print(_parameter_table(spec, stage))
         if any(isinstance(adapter, ExpertsSpec) and adapter.level == "block" for adapter in stage.adapters):
             console.print(_grid_table(spec.model, stage.adapters))
+        for adapter in stage.adapters:
+            if isinstance(adapter, MoESpec):
+                console.print(sizes_table(spec.model, adapter))
     for line in missing:
         console.print(f"[yellow]missing[/yellow] {line}", highlight=False, soft_wrap=True)
     if not missing:

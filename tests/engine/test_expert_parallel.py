@@ -55,6 +55,14 @@ def test_four_processes_train_as_one_whatever_the_group(tmp_path: Path, move: st
         assert_alike(got, want, atol=2e-6)
 
 
+def test_in_bf16_deepspeed_trains_as_plain_torch_does(tmp_path: Path) -> None:
+    cases = [("local", 0, 2, "bf16"), ("deepspeed", 1, 2, "bf16"), ("deepspeed", 2, 2, "bf16")]
+    plain, *others = on_processes(2, tmp_path, train, cases, {}).values()
+    for found in others:
+        assert found[0] == pytest.approx(plain[0], rel=1e-4)
+        assert found[1] == pytest.approx(plain[1], rel=1e-4)
+
+
 def save_and_go_on(folder: Path) -> list[float]:
     """Two steps at ep_size 4, a checkpoint, two more."""
     engine, _ = moe_engine(engine_spec("deepspeed", 1, 4), moe_spec())
@@ -91,5 +99,7 @@ def test_a_state_saved_at_ep_size_4_goes_on_in_any_layout(tmp_path: Path) -> Non
 def test_layouts_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="use zero 0, 1 or 2"):
         engine_spec("deepspeed", 3, 2)
+    with pytest.raises(ValueError, match="in bf16 needs zero 1 or 2"):
+        engine_spec("deepspeed", 0, 2, "bf16")
     with pytest.raises(ValueError, match="ep_size 2 must divide the number of processes, 1"):
         moe_engine(engine_spec("local", 0, 2), moe_spec())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mmmoe.config.load import load
+from mmmoe.models.moe.spec import MoESpec
 from mmmoe.paths import project_root
+from mmmoe.stages.moe_sizes import Sizes, sizes
 from mmmoe.stages.plan import grid_row, print_plan
 from mmmoe.stages.preflight import problems
 from mmmoe.stages.spec import RunSpec
@@ -28,6 +30,21 @@ def spec():
 )
 def test_adapter_sizes_of_the_paper(spec, experts, rank, counts):
     assert grid_row(spec.model, spec.stages[-1].adapters, experts, rank) == counts
+
+
+@pytest.mark.parametrize(
+    ("experts", "layers", "total", "active"),
+    [
+        (4, "interval", 13_231_460_352, 8_902_938_624),
+        (4, "all", 19_724_505_088, 11_067_461_632),
+        (8, "interval", 21_888_765_952, 8_903_200_768),
+        (8, "all", 37_039_116_288, 11_067_985_920),
+    ],
+)
+def test_whole_experts_have_the_sizes_of_uni_moes_table(spec, experts, layers, total, active):
+    """Vicuna-7B; the sheet's formula 6,738,415,616 + (E - 1) * 135,266,304 * L + 4096 E L."""
+    moe = MoESpec(sites=["language.*.mlp"], experts=["base"] * experts, layers=layers)
+    assert sizes(spec.model, moe) == Sizes(total, active, 16 if layers == "interval" else 32)
 
 
 def test_plan_of_the_7b_run_prints_without_any_weight(spec, capfd, monkeypatch):

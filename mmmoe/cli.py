@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,14 @@ from mmmoe.stages.spec import RunSpec
 LOST_PEER, USER_MISTAKE, DIVERGED, NO_ROOM, STOPPED = 1, 2, 3, 4, 75
 """Exit statuses: another process failed; something to correct; a loss that is not finite; disk full or read-only;
 stopped on request, to be resumed."""
+
+
+class Voice(StrEnum):
+    """The kinds of media that Uni-MoE's field `voice` may mean."""
+
+    audio = "audio"
+    speech = "speech"
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview.")
@@ -130,33 +139,36 @@ def doctor() -> None:
 @data_app.command()
 def pack(
     json: Annotated[Path, typer.Argument(help="LLaVA JSON: a list of samples")],
-    images: Annotated[Path, typer.Argument(help="folder the image paths are relative to")],
+    media: Annotated[Path, typer.Argument(help="folder the paths of images, videos and sounds are relative to")],
     out: Annotated[Path, typer.Argument(help="folder for the shards")],
     samples: Annotated[int, typer.Argument(help="samples a shard")] = 1000,
     domain: Annotated[str, typer.Argument(help="domain tag")] = "general",
     workers: Annotated[int, typer.Argument(help="processes")] = 1,
+    voice: Annotated[Voice, typer.Argument(help="what Uni-MoE's field `voice` holds")] = Voice.audio,
 ) -> None:
     """Write WebDataset shards with their index; a shard that is already there and sound is kept."""
+    from mmmoe.data.media import in_words
     from mmmoe.data.pack import pack as pack_shards
 
-    report = pack_shards(json, images, out, samples_per_shard=samples, domain=domain, workers=workers)
+    report = pack_shards(json, media, out, samples_per_shard=samples, domain=domain, workers=workers, voice=voice.value)
     kept = f", {report.kept} of them there already" if report.kept else ""
     console.print(
-        f"{report.samples:,} samples with {report.images:,} pictures ({report.bytes:,} bytes) in "
+        f"{report.samples:,} samples with {in_words(report.items)} ({report.bytes:,} bytes) in "
         f"{len(report.shards)} shards in {out}{kept}"
     )
 
 
 @data_app.command()
 def check(shards: Annotated[str, typer.Argument(help="folder or glob of shards")]) -> None:
-    """Compare every shard with its hash and decode every image."""
+    """Compare every shard with its hash and decode every image, video and sound."""
     from mmmoe.data.check import check as check_shards
+    from mmmoe.data.media import in_words
 
     found = check_shards(shards)
     for problem in found.problems:
         console.print(f"{problem.shard} {problem.key}: {problem.reason}")
     console.print(
-        f"{found.shards} shards, {found.samples:,} samples, {found.images:,} pictures, {found.bytes:,} bytes: "
+        f"{found.shards} shards, {found.samples:,} samples, {in_words(found.items)}, {found.bytes:,} bytes: "
         + ("sound" if found.is_sound else f"{len(found.problems)} problems; pack these shards again")
     )
     raise typer.Exit(0 if found.is_sound else USER_MISTAKE)

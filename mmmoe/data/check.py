@@ -1,15 +1,23 @@
-"""Are the shards whole? Every byte is hashed, every dialogue parsed, every image decoded."""
+"""Are the shards whole? Every byte is hashed, every dialogue parsed, every image, film and sound decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmmoe.data.index import file_sha256
-from mmmoe.data.shards import IMAGE_MARK, Shard, ShardSet, find_shards
+from mmmoe.data.media import Item, compare_marks
+from mmmoe.data.shards import Shard, ShardSet, find_shards
+from mmmoe.data.sound import decode_sound
 from mmmoe.data.transforms import decode
+from mmmoe.data.video import decode_video
+
+FRAMES = 8
+"""Pictures of a film that are decoded, as many as a model takes by default."""
+RATE = 16_000
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class CheckReport:
 
     shards: int
     samples: int
-    images: int
+    items: Mapping[str, int]
+    """Items of media by kind."""
     bytes: int
     problems: tuple[Problem, ...]
 
@@ -63,7 +72,7 @@ def check(
     return CheckReport(
         shards=len(reports),
         samples=sum(report.samples for report in reports),
-        images=sum(report.images for report in reports),
+        items=sum((Counter(report.items) for report in reports), Counter()),
         bytes=sum(report.bytes for report in reports),
         problems=tuple(problem for report in reports for problem in report.problems),
     )
@@ -75,14 +84,14 @@ def _check_shard(tar: Path) -> CheckReport:
         shard = one.shards[0]
         actual = file_sha256(tar)
     except (ValueError, OSError) as error:
-        return CheckReport(1, 0, 0, tar.stat().st_size if tar.exists() else 0, (Problem(tar.name, "", str(error)),))
+        return CheckReport(1, 0, {}, tar.stat().st_size if tar.exists() else 0, (Problem(tar.name, "", str(error)),))
     problems: list[Problem] = []
     if actual != shard.header.sha256:
         reason = f"content has SHA-256 {actual[:12]}, its index {shard.header.sha256[:12]}; copy or pack it again"
         problems.append(Problem(tar.name, "", reason))
     problems += [problem for index in range(len(one)) for problem in _check_sample(one, shard, index)]
     header = shard.header
-    return CheckReport(1, header.count, header.images, header.bytes, tuple(problems))
+    return CheckReport(1, header.count, header.items, header.bytes, tuple(problems))
 
 
 def _check_sample(shards: ShardSet, shard: Shard, index: int) -> list[Problem]:
@@ -90,11 +99,22 @@ def _check_sample(shards: ShardSet, shard: Shard, index: int) -> list[Problem]:
     try:
         key = shards.entry(index).key
         record = shards.record(index)
-        num_marks = sum(turn.text.count(IMAGE_MARK) for turn in record.turns)
-        if num_marks != len(record.images):
-            raise ValueError(f"{num_marks} {IMAGE_MARK} in the text, but {len(record.images)} images")
-        for image in record.images:
-            decode(image)
+        compare_marks((turn.text for turn in record.turns), {kind: len(items) for kind, items in record.media.items()})
+        for kind, items in record.media.items():
+            for item in items:
+                _decode(kind, item)
     except ValueError as error:
         return [Problem(shard.path.name, key, str(error))]
     return []
+
+
+def _decode(kind: str, item: Item) -> None:
+    if not isinstance(item, bytes):
+        for frame in item:
+            decode(frame)
+    elif kind == "image":
+        decode(item)
+    elif kind == "video":
+        decode_video(item, FRAMES)
+    else:
+        decode_sound(item, RATE)

@@ -1,14 +1,15 @@
-"""Samples become one micro-batch: padded on the right, images of all samples in reading order."""
+"""Samples become one micro-batch: padded on the right, media of all samples in reading order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.config.ids import IGNORE_ID
+from mmmoe.data.media import KINDS
 from mmmoe.data.sample import Sample
 
 
@@ -17,15 +18,16 @@ class Batch:
     """One micro-batch of one process, as model and loop take it."""
 
     input_ids_BT: Tensor
-    """int64; IMAGE_ID stands for each image."""
+    """int64; a negative id (MEDIA_IDS) stands for each image, video, and chunk of speech or audio."""
     labels_BT: Tensor
     """int64, not shifted."""
     attention_mask_BT: Tensor
     """True on tokens, False on padding."""
-    pixels_ICHW: Tensor | None
-    """Images of all samples, row by row, or None."""
-    features_IPC: Tensor | None
-    """In place of pixels: the tower's features, float32, or None."""
+    media: Mapping[str, Tensor]
+    """By kind, what stands at its placeholders, row by row: image (I, C, H, W), video (V, F, C, H, W), speech
+    (S, mel, frames), audio (A, frames, mel)."""
+    features: Mapping[str, Tensor]
+    """In place of media of a kind: its tower's features, float32; (I, P, C), of a video (V, F, P, C)."""
     source_B: Tensor
     """int64: number of each sample's source."""
     keys: tuple[str, ...]
@@ -38,27 +40,27 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Returns the batch on a device."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+        def move(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {kind: tensor.to(device, non_blocking=True) for kind, tensor in tensors.items()}
 
         return replace(
             self,
             input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
             labels_BT=self.labels_BT.to(device, non_blocking=True),
             attention_mask_BT=self.attention_mask_BT.to(device, non_blocking=True),
-            pixels_ICHW=move(self.pixels_ICHW),
-            features_IPC=move(self.features_IPC),
+            media=move(self.media),
+            features=move(self.features),
             source_B=self.source_B.to(device, non_blocking=True),
         )
 
     def inputs(self) -> dict[str, object]:
-        """Returns the keyword arguments of the model's forward."""
+        """Returns the keyword arguments of the model's forward; without media of any kind None stands there."""
         return {
             "input_ids_BT": self.input_ids_BT,
             "labels_BT": self.labels_BT,
             "attention_mask_BT": self.attention_mask_BT,
-            "pixels_ICHW": self.pixels_ICHW,
-            "features_IPC": self.features_IPC,
+            "media": self.media or None,
+            "features": self.features or None,
         }
 
 
@@ -69,7 +71,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     sharded a process that skipped a forward would leave the others waiting.
 
     Raises:
-        ValueError: Some samples bring pixels and others features.
+        ValueError: Of one kind some samples bring media and others features.
     """
     rows = list(samples)
     length = max((len(row.input_ids) for row in rows), default=1)
@@ -80,21 +82,31 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         input_ids_BT[number, : len(row.input_ids)] = torch.tensor(row.input_ids, dtype=torch.int64)
         labels_BT[number, : len(row.labels)] = torch.tensor(row.labels, dtype=torch.int64)
         attention_mask_BT[number, : len(row.input_ids)] = True
-    images = [image for row in rows for image in row.images]
-    features = [feature for row in rows for feature in row.features]
-    if images and features:
-        raise ValueError("a batch mixes pixels and cached features; encode all sources of the mixture or none")
+    media, features = _join([row.media for row in rows]), _join([row.features for row in rows])
+    if both := media.keys() & features.keys():
+        raise ValueError(
+            f"a batch mixes {', '.join(sorted(both))} as such and as cached features; "
+            "encode all sources of the mixture or none"
+        )
     return Batch(
         input_ids_BT=input_ids_BT,
         labels_BT=labels_BT,
         attention_mask_BT=attention_mask_BT,
-        pixels_ICHW=torch.stack(images) if images else None,
-        features_IPC=torch.stack(features).float() if features else None,
+        media=media,
+        features={kind: tensor.float() for kind, tensor in features.items()},
         source_B=torch.tensor([row.source for row in rows], dtype=torch.int64),
         keys=tuple(row.key for row in rows),
         domains=tuple(row.domain for row in rows),
         num_samples=len(samples),
         # The first position of a sequence is predicted by nothing, so it is no target whatever its label.
         num_targets=int((labels_BT[:, 1:] != IGNORE_ID).sum()),
-        num_tokens=sum(i != IMAGE_ID for row in samples for i in row.input_ids),
+        num_tokens=sum(i >= 0 for row in samples for i in row.input_ids),
     )
+
+
+def _join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        kind: torch.cat([part[kind] for part in parts if kind in part])
+        for kind in KINDS
+        if any(kind in part for part in parts)
+    }

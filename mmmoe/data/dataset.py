@@ -1,23 +1,24 @@
-"""From a draw to a sample: read the record, decode or look up its images, apply the template."""
+"""From a draw to a sample: read the record, decode or look up its media, apply the template."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from mmmoe import paths
-from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.config.ids import IGNORE_ID, MEDIA_IDS
 from mmmoe.data.features import FeatureStore
 from mmmoe.data.index import Entry
+from mmmoe.data.media import KINDS, compare_marks
 from mmmoe.data.quarantine import BadSample, Quarantine
 from mmmoe.data.sample import Sample
-from mmmoe.data.shards import IMAGE_MARK, ShardSet
+from mmmoe.data.shards import ShardSet
 from mmmoe.data.spec import MixtureSpec
-from mmmoe.data.template import Encoded, Template
-from mmmoe.data.transforms import ImageTransform
+from mmmoe.data.template import Encoded, Template, repeat_placeholders
+from mmmoe.data.transform import Transform, stack_items
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,12 @@ class Source:
     domain: str
     """Tag of samples whose shard gives none."""
     shards: ShardSet
-    features: FeatureStore | None = None
-    """Where its images' features lie; None means that images are decoded and the tower runs in the model."""
+    features: Mapping[str, FeatureStore] = field(default_factory=dict)
+    """Where the features of a kind lie; media of other kinds are decoded, and the tower runs in the model."""
+
+    def count(self, kind: str) -> int:
+        """Returns how many items of a kind it has."""
+        return sum(shard.header.items.get(kind, 0) for shard in self.shards.shards)
 
 
 def open_sources(spec: MixtureSpec, beside: Path | None = None) -> list[Source]:
@@ -44,9 +49,12 @@ def open_sources(spec: MixtureSpec, beside: Path | None = None) -> list[Source]:
     return [Source(s.name, s.domain, ShardSet(paths.resolve(s.shards, beside))) for s in spec.sources]
 
 
-def with_features(sources: Sequence[Source], folder: str | Path, key: str) -> list[Source]:
-    """Returns the sources with their images taken from the feature cache of the tower called `key`."""
-    return [replace(source, features=FeatureStore(folder, key, source.shards)) for source in sources]
+def with_features(sources: Sequence[Source], folder: str | Path, keys: Mapping[str, str]) -> list[Source]:
+    """Returns the sources with media of each kind taken from the feature cache of the tower called `keys[kind]`."""
+    return [
+        replace(source, features={kind: FeatureStore(folder, key, source.shards, kind) for kind, key in keys.items()})
+        for source in sources
+    ]
 
 
 class Dataset:
@@ -56,38 +64,52 @@ class Dataset:
         self,
         sources: Sequence[Source],
         template: Template,
-        transform: ImageTransform | None,
+        transforms: Mapping[str, Transform],
         quarantine: Quarantine,
         *,
         max_positions: int | None = None,
-        image_positions: int = 1,
+        positions: Mapping[str, int] | None = None,
     ) -> None:
         """Puts the parts together.
 
         Args:
             sources: Where records lie.
             template: Makes ids and labels of them.
-            transform: Makes pixels of their images.
+            transforms: By kind, what makes a tower's input of media.
             quarantine: Takes the bad ones.
             max_positions: Where the model cuts a sequence; labels beyond are no targets, so that they are not counted.
-            image_positions: Positions that the model gives one image.
+            positions: Positions that the model gives one placeholder of each kind.
 
         Raises:
-            ValueError: Neither a transform nor features are given for images.
+            ValueError: A source has media of a kind for which there is neither a transform nor a feature store.
         """
         for source in sources:
-            if transform is None and source.features is None and any(s.header.images for s in source.shards.shards):
-                raise ValueError(f"source {source.name} has images; give an image transform or its feature store")
+            for name, kind in KINDS.items():
+                if name not in transforms and name not in source.features and source.count(name):
+                    known = ", ".join(KINDS[other].plural for other in transforms) or "text alone"
+                    raise ValueError(
+                        f"source {source.name} has {source.count(name)} {kind.plural}, but the model takes {known}; "
+                        "leave the source out or choose another model"
+                    )
         self.sources = list(sources)
         self.template = template
-        self._transform = transform
+        self._transforms = transforms
         self._quarantine = quarantine
-        self._max_positions, self._image_positions = max_positions, image_positions
+        self._max_positions = max_positions
+        self._positions = {MEDIA_IDS[kind]: count for kind, count in (positions or {}).items()}
 
     @property
     def sizes(self) -> list[int]:
         """Samples of each source."""
         return [len(source.shards) for source in self.sources]
+
+    def outline(self, source: int, index: int) -> tuple[tuple[str, ...], int]:
+        """Returns the modalities of a sample and its estimated text tokens, from the index alone."""
+        try:
+            entry = self.sources[source].shards.entry(index)
+        except ValueError:
+            return (), 0  # a damaged line: `get` sets the sample aside
+        return entry.modalities, entry.tokens
 
     def get(self, source: int, index: int) -> Sample | None:
         """Returns a sample, or None when it is unreadable (it is then in the quarantine).
@@ -109,26 +131,34 @@ class Dataset:
     def _read(self, source: int, index: int, shard: int) -> Sample:
         origin = self.sources[source]
         entry = origin.shards.entry(index)
-        record = origin.shards.record(index, media=origin.features is None)
-        num_marks = sum(turn.text.count(IMAGE_MARK) for turn in record.turns)
-        if num_marks != len(entry.images):
-            raise ValueError(f"{num_marks} {IMAGE_MARK} in the text, but {len(entry.images)} images")
+        record = origin.shards.record(index, kinds=self._transforms.keys() - origin.features.keys())
+        compare_marks((turn.text for turn in record.turns), {kind: len(entry.items(kind)) for kind in entry.kinds})
         encoded = self.template.encode(record.turns)
-        # The cut at max_length, or the template's first-turn rule, may have taken placeholders away.
-        num_images = encoded.input_ids.count(IMAGE_ID)
-        sample = Sample(
+        media: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
+        chunks: dict[int, list[int]] = {}
+        for kind in entry.kinds:
+            # The cut at max_length, or the template's first-turn rule, may have taken placeholders away.
+            left = encoded.input_ids.count(MEDIA_IDS[kind])
+            if left == 0:
+                continue
+            if kind in origin.features:
+                made = self._features(origin.features[kind], shard, entry, left)
+            else:
+                made = [self._transforms[kind](item) for item in record.media[kind][:left]]
+            (features if kind in origin.features else media)[kind] = stack_items(kind, made)
+            if KINDS[kind].is_chunked:
+                chunks[MEDIA_IDS[kind]] = [len(item) for item in made]
+        encoded = repeat_placeholders(encoded, chunks)
+        return Sample(
             input_ids=encoded.input_ids,
             labels=self._within_reach(encoded),
+            media=media,
+            features=features,
             source=source,
             key=record.key,
             domain=record.domain or origin.domain,
         )
-        if origin.features is not None:
-            return replace(sample, features=self._features(origin.features, shard, entry, num_images))
-        if num_images == 0:
-            return sample
-        assert self._transform is not None, "asked at construction"
-        return replace(sample, images=tuple(self._transform(image) for image in record.images[:num_images]))
 
     def _within_reach(self, encoded: Encoded) -> list[int]:
         """Returns the labels without those that the model will cut off."""
@@ -137,11 +167,11 @@ class Dataset:
         place, labels = 0, []
         for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
             labels.append(label if place < self._max_positions else IGNORE_ID)
-            place += self._image_positions if token == IMAGE_ID else 1
+            place += self._positions.get(token, 1)
         return labels
 
-    def _features(self, store: FeatureStore, shard: int, entry: Entry, count: int) -> tuple[Tensor, ...]:
-        return tuple(store.get(shard, entry.first_image + number) for number in range(count))
+    def _features(self, store: FeatureStore, shard: int, entry: Entry, count: int) -> list[Tensor]:
+        return [store.get(shard, entry.first[store.kind] + number) for number in range(count)]
 
     def _key(self, source: Source, index: int) -> str:
         try:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -14,15 +14,18 @@ from typing import Any
 
 from PIL import Image
 
+from mmmoe.data.media import KINDS, VIDEO_ENDINGS, media_members
 from mmmoe.data.transforms import BROKEN
 
-VERSION = 1
-IMAGE_ENDINGS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"})
+VERSION = 2
+"""2: media of all kinds; 1 knew images only and is replaced on sight."""
 TEXT_ENDINGS = frozenset({"json", "txt"})
 MAX_TEXT_BYTES = 16 * 2**20
 """Largest json or txt member; a dialogue is some kilobytes."""
-MAX_IMAGE_BYTES = 256 * 2**20
-"""Largest encoded image."""
+MAX_MEDIA_BYTES = 256 * 2**20
+"""Largest image or sound file."""
+MAX_VIDEO_BYTES = 2**30
+"""Largest video file; a sample is read into memory whole."""
 CHARACTERS_A_TOKEN = 4
 """Rough length of a token in English text; the estimate only serves planning."""
 
@@ -37,8 +40,8 @@ class Header:
     """Hash of the tar."""
     count: int
     """Samples."""
-    images: int
-    """Images of all samples."""
+    items: Mapping[str, int]
+    """Items of media of all samples, by kind."""
     origin: str = ""
     """Fingerprint of what the shard was packed from; empty for tars that mmmoe did not pack."""
 
@@ -51,17 +54,22 @@ class Entry:
     members: dict[str, tuple[int, int]]
     """Offset of the content and size, by member ending (`json`, `0.png`)."""
     modalities: tuple[str, ...]
+    """The kinds of media it has, then `text`."""
     sizes: tuple[tuple[int, int], ...]
     """Width and height of each image; (0, 0) when its header cannot be read."""
     tokens: int
     """Estimated text tokens."""
-    first_image: int
-    """Number of the sample's first image within the shard."""
+    first: Mapping[str, int]
+    """How many items of each kind stand before it in the shard: the number of its own first one."""
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """Endings of its image members in reading order."""
-        return image_members(self.members)
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of media it has."""
+        return self.modalities[:-1]
+
+    def items(self, kind: str) -> tuple[tuple[str, ...], ...]:
+        """Returns the member endings of its items of a kind, in reading order."""
+        return media_members(self.members).get(kind, ())
 
 
 def index_path(tar: Path) -> Path:
@@ -69,14 +77,12 @@ def index_path(tar: Path) -> Path:
     return tar.with_name(tar.name + ".index.jsonl")
 
 
-def image_members(endings: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the image endings in reading order: by the number in front (`0.png`, `1.jpg`), then by name."""
-
-    def place(ending: str) -> tuple[int, str]:
-        number = ending.split(".")[0]
-        return (int(number) if number.isdigit() else 0, ending)
-
-    return tuple(sorted((e for e in endings if e.rsplit(".", 1)[-1].lower() in IMAGE_ENDINGS), key=place))
+def size_limit(ending: str) -> int:
+    """Returns the most bytes that a member may have."""
+    suffix = ending.rsplit(".", 1)[-1].lower()
+    if suffix in TEXT_ENDINGS:
+        return MAX_TEXT_BYTES
+    return MAX_VIDEO_BYTES if suffix in VIDEO_ENDINGS else MAX_MEDIA_BYTES
 
 
 def build_index(tar: Path, origin: str = "") -> bytes:
@@ -87,11 +93,12 @@ def build_index(tar: Path, origin: str = "") -> bytes:
     """
     size = tar.stat().st_size
     lines: list[str] = []
-    num_images = 0
+    counts = dict.fromkeys(KINDS, 0)
     with tar.open("rb") as stream:
         for key, members in _samples(tar):
-            entry = _entry(stream, tar, key, members, num_images)
-            num_images += len(entry.images)
+            entry = _entry(stream, tar, key, members, counts)
+            for kind, items in media_members(members).items():
+                counts[kind] += len(items)
             lines.append(_entry_line(entry))
     digest = file_sha256(tar)
     if tar.stat().st_size != size:
@@ -101,7 +108,7 @@ def build_index(tar: Path, origin: str = "") -> bytes:
         "bytes": size,
         "sha256": digest,
         "count": len(lines),
-        "images": num_images,
+        "items": {kind: count for kind, count in counts.items() if count},
         "origin": origin,
     }
     return ("\n".join([json.dumps(header), *lines]) + "\n").encode()
@@ -118,9 +125,20 @@ def read_header(tar: Path, index: bytes) -> Header:
         fields = json.loads(index.split(b"\n", 1)[0])
         if fields["version"] != VERSION:
             raise ValueError(f"{index_path(tar)} has index version {fields['version']}, expected {VERSION}; {cure}")
-        return Header(fields["bytes"], fields["sha256"], fields["count"], fields["images"], fields.get("origin", ""))
+        return Header(fields["bytes"], fields["sha256"], fields["count"], fields["items"], fields.get("origin", ""))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{index_path(tar)} is no shard index ({error!r}); {cure}") from error
+
+
+def older_header(index: bytes) -> Header | None:
+    """Returns what the first line of an older version's index says of its tar; None where it is of this version."""
+    try:
+        fields = json.loads(index.split(b"\n", 1)[0])
+        if not 1 <= fields["version"] < VERSION:
+            return None
+        return Header(fields["bytes"], fields["sha256"], fields["count"], {}, fields.get("origin", ""))
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
 
 
 def check_size(tar: Path, header: Header) -> None:
@@ -147,7 +165,7 @@ def parse_entry(line: bytes) -> Entry:
         modalities=tuple(fields["modalities"]),
         sizes=tuple((w, h) for w, h in fields["sizes"]),
         tokens=fields["tokens"],
-        first_image=fields["first_image"],
+        first=fields["first"],
     )
 
 
@@ -202,13 +220,12 @@ def _refuse_unsafe(tar: Path, info: tarfile.TarInfo) -> None:
         raise ValueError(f"shard {tar}: member {info.name!r} points outside the shard; pack it again with plain names")
     if not info.isreg():
         raise ValueError(f"shard {tar}: member {info.name!r} is a link or a device; only plain files are read")
-    ending = path.name.rsplit(".", 1)[-1].lower()
-    limit = MAX_TEXT_BYTES if ending in TEXT_ENDINGS else MAX_IMAGE_BYTES
+    limit = size_limit(path.name)
     if info.size > limit:
         raise ValueError(f"shard {tar}: member {info.name!r} has {info.size} bytes, more than the limit of {limit}")
 
 
-def _entry(stream: Any, tar: Path, key: str, members: dict[str, tuple[int, int]], first_image: int) -> Entry:
+def _entry(stream: Any, tar: Path, key: str, members: dict[str, tuple[int, int]], before: Mapping[str, int]) -> Entry:
     def content(ending: str) -> bytes:
         offset, size = members[ending]
         stream.seek(offset)
@@ -217,15 +234,15 @@ def _entry(stream: Any, tar: Path, key: str, members: dict[str, tuple[int, int]]
             raise ValueError(f"shard {tar} is truncated inside sample {key!r}; copy or pack it again")
         return data
 
-    images = image_members(members)
+    media = media_members(members)
     characters = sum(len(content(ending)) for ending in members if ending in TEXT_ENDINGS)
     return Entry(
         key=key,
         members=members,
-        modalities=("image", "text") if images else ("text",),
-        sizes=tuple(_image_size(content(ending)) for ending in images),
+        modalities=(*media, "text"),
+        sizes=tuple(_image_size(content(ending)) for (ending,) in media.get("image", ())),
         tokens=max(1, characters // CHARACTERS_A_TOKEN),
-        first_image=first_image,
+        first=dict(before),
     )
 
 
@@ -245,6 +262,6 @@ def _entry_line(entry: Entry) -> str:
             "modalities": entry.modalities,
             "sizes": entry.sizes,
             "tokens": entry.tokens,
-            "first_image": entry.first_image,
+            "first": entry.first,
         }
     )

@@ -6,10 +6,13 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from types import TracebackType
+from typing import Literal
 
 from mmmoe.data.collate import Batch, collate
 from mmmoe.data.dataset import Dataset
-from mmmoe.data.mixture import Order
+from mmmoe.data.division import divide_pure
+from mmmoe.data.mixture import Draws, Order
+from mmmoe.data.sample import Sample
 
 AHEAD = 2
 """Steps prepared ahead beyond the number of workers."""
@@ -18,9 +21,10 @@ AHEAD = 2
 class StepLoader:
     """Gives a process its micro-batches of a step; there is no state, so a resume is a call with another number.
 
-    Step s of the run takes positions [s * batch, (s + 1) * batch) of the order. Process r takes a contiguous share of
-    them, longest samples first (little padding, and the step that needs most memory fails at its start), cut into as
-    many micro-batches as every other process.
+    Step s of the run takes positions [s * batch, (s + 1) * batch) of the order. With mixed batches process r takes a
+    contiguous share of them, longest samples first (little padding, and the step that needs most memory fails at its
+    start), cut into as many micro-batches as every other process. With pure ones `divide_pure` deals the whole step out
+    by what the indexes say, so a step may have more micro-batches than another, but as many on every process.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class StepLoader:
         world: int = 1,
         workers: int = 1,
         total_steps: int | None = None,
+        batches: Literal["mixed", "pure"] = "mixed",
     ) -> None:
         """Starts the background threads.
 
@@ -45,6 +50,7 @@ class StepLoader:
             world: Number of processes.
             workers: Threads; 0 prepares each step when it is asked for.
             total_steps: Where the run ends; nothing is prepared beyond.
+            batches: Whether micro-batches may mix modalities.
 
         Raises:
             ValueError: The batch gives some process nothing to do, or dataset and order differ in sizes.
@@ -59,9 +65,9 @@ class StepLoader:
         self._dataset = dataset
         self._order = order
         self._batch = batch
-        self._start, self._stop = rank * batch // world, (rank + 1) * batch // world
-        largest_share = -(-batch // world)
-        self._num_micro = -(-largest_share // micro_batch)
+        self._micro_batch = micro_batch
+        self._rank, self._world = rank, world
+        self._batches = batches
         self._total_steps = total_steps
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="data") if workers else None
@@ -76,11 +82,6 @@ class StepLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches of every step on every process."""
-        return self._num_micro
 
     def step(self, step: int) -> list[Batch]:
         """Returns this process's micro-batches of step `step` (from 0).
@@ -115,11 +116,26 @@ class StepLoader:
                 self._ahead[number] = self._pool.submit(self._prepare, number)
 
     def _prepare(self, step: int) -> list[Batch]:
-        first = step * self._batch
-        draws = self._order.draws(range(first + self._start, first + self._stop))
+        positions = range(step * self._batch, (step + 1) * self._batch)
+        parts = self._pure(positions) if self._batches == "pure" else self._mixed(positions)
+        return [collate(part, self._dataset.template.pad_id) for part in parts]
+
+    def _mixed(self, positions: range) -> list[list[Sample]]:
+        rank, world = self._rank, self._world
+        share = positions[rank * self._batch // world : (rank + 1) * self._batch // world]
+        samples = self._longest_first(self._order.draws(share))
+        largest_share = -(-self._batch // world)
+        num = -(-largest_share // self._micro_batch)
+        cuts = [len(samples) * number // num for number in range(num + 1)]
+        return [samples[a:b] for a, b in pairwise(cuts)]
+
+    def _pure(self, positions: range) -> list[list[Sample]]:
+        draws = self._order.draws(positions)
+        outlines = [self._dataset.outline(draw.source, draw.index) for draw in (draws[i] for i in range(len(draws)))]
+        combinations, lengths = zip(*outlines, strict=True)
+        mine = divide_pure(combinations, lengths, self._micro_batch, self._world)[self._rank]
+        return [self._longest_first(self._order.draws([positions[place] for place in part])) for part in mine]
+
+    def _longest_first(self, draws: Draws) -> list[Sample]:
         drawn = (self._dataset.get(draw.source, draw.index) for draw in (draws[i] for i in range(len(draws))))
-        samples = sorted((s for s in drawn if s is not None), key=lambda s: len(s.input_ids), reverse=True)
-        count, num = len(samples), self._num_micro
-        cuts = [count * number // num for number in range(num + 1)]
-        pad_id = self._dataset.template.pad_id
-        return [collate(samples[a:b], pad_id) for a, b in pairwise(cuts)]
+        return sorted((s for s in drawn if s is not None), key=lambda s: len(s.input_ids), reverse=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mmmoe.data.media import Item
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a dialogue; `<image>` in the text marks where an image stands."""
+    """One turn of a dialogue; a mark such as `<image>` in the text says where an item of media stands."""
 
     role: str
     """human or gpt (LLaVA's names)."""
@@ -21,7 +24,7 @@ class Record:
     key: str
     """Unique within its source."""
     turns: tuple[Turn, ...]
-    images: tuple[bytes, ...] = ()
-    """Encoded files (png, jpg, webp), in the order of their placeholders."""
+    media: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+    """Items by kind, in the order of their marks; a kind that has none, or was not asked for, is left out."""
     domain: str = ""
     """Domain tag of the sample when the shard carries one; otherwise the source's counts."""

@@ -1,8 +1,9 @@
-"""One dialogue ready for a batch: ids, labels and its images as pixels or as features."""
+"""One dialogue ready for a batch: ids, labels and its media as the towers take them, or as features."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -12,13 +13,13 @@ class Sample:
     """What the dataset hands to the collator."""
 
     input_ids: list[int]
-    """IMAGE_ID stands for each image."""
+    """A negative id (MEDIA_IDS) stands for each image, video, and chunk of speech or audio."""
     labels: list[int]
     """IGNORE_ID where there is no target; not shifted."""
-    images: tuple[Tensor, ...] = ()
-    """Pixels (C, H, W) of each image, in reading order."""
-    features: tuple[Tensor, ...] = ()
-    """In place of pixels, the tower's features (P, C) of each image."""
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    """By kind, what stands at its placeholders, in reading order along the first axis."""
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    """In place of media of that kind, the tower's features of it."""
     source: int = 0
     """Number of the source in its mixture."""
     key: str = ""

@@ -9,6 +9,7 @@ import mmap
 import os
 import threading
 from bisect import bisect_right
+from collections.abc import Collection
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,41 +17,43 @@ from typing import Any
 import numpy as np
 
 from mmmoe.data.index import (
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
+    VERSION,
     Entry,
     Header,
     build_index,
     check_size,
     index_path,
+    older_header,
     parse_entry,
     read_header,
+    size_limit,
     write_atomically,
 )
+from mmmoe.data.media import KINDS, Item
 from mmmoe.data.record import Record, Turn
 from mmmoe.log import logger
-
-IMAGE_MARK = "<image>"
-"""Stands in a turn's text where an image belongs."""
 
 
 class Shard:
     """One tar and its index; opened when first read."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the index's first line, building the index if there is none.
+        """Reads the index's first line, building the index if there is none or an older version's.
 
         Raises:
             ValueError: The tar does not fit its index.
         """
         self.path = path
         beside = index_path(path)
-        self._index: bytes | None = None if beside.is_file() else _first_pass(path)
-        if self._index is None:
+        self._index: bytes | None = None
+        if beside.is_file():
             with beside.open("rb") as stream:
-                self.header: Header = read_header(path, stream.readline())
+                line = stream.readline()
+            older = older_header(line)
+            self._index = None if older is None else _again(path, older)
         else:
-            self.header = read_header(path, self._index)
+            self._index = _first_pass(path)
+        self.header: Header = read_header(path, line if self._index is None else self._index)
         check_size(path, self.header)
         self._lock = threading.Lock()
         self._lines: tuple[mmap.mmap | bytes, np.ndarray] | None = None
@@ -73,8 +76,7 @@ class Shard:
             ValueError: The index points beyond the tar or at something too large.
         """
         offset, size = entry.members[ending]
-        limit = MAX_TEXT_BYTES if ending in ("json", "txt") else MAX_IMAGE_BYTES
-        if not 0 <= size <= limit or offset < 0 or offset + size > self.header.bytes:
+        if not 0 <= size <= size_limit(ending) or offset < 0 or offset + size > self.header.bytes:
             raise ValueError(
                 f"{index_path(self.path)}: sample {entry.key!r} claims {size} bytes at {offset}, which the tar "
                 f"({self.header.bytes} bytes) cannot hold; delete the index and it is built anew"
@@ -83,6 +85,12 @@ class Shard:
         if len(data) != size:
             raise ValueError(f"shard {self.path} ended inside sample {entry.key!r}; copy or pack it again")
         return data
+
+    def item(self, entry: Entry, members: tuple[str, ...], kind: str) -> Item:
+        """Returns an item's bytes; of a video given as frames those of each frame."""
+        contents = tuple(self.read(entry, ending) for ending in members)
+        is_one_file = members[0].rsplit(".", 1)[-1].lower() in KINDS[kind].endings
+        return contents[0] if is_one_file else contents
 
     def _descriptor(self) -> int:
         if self._file is None:
@@ -148,8 +156,8 @@ class ShardSet:
         shard, local = self.locate(index)
         return self.shards[shard].entry(local)
 
-    def record(self, index: int, *, media: bool = True) -> Record:
-        """Returns sample `index`; without `media` its images are left in the shard.
+    def record(self, index: int, kinds: Collection[str] = tuple(KINDS)) -> Record:
+        """Returns sample `index`; media of other kinds than these are left in the shard.
 
         Raises:
             ValueError: Its text is not a dialogue, or the shard is damaged.
@@ -158,8 +166,12 @@ class ShardSet:
         shard = self.shards[number]
         entry = shard.entry(local)
         turns, domain = _dialogue(shard, entry)
-        images = tuple(shard.read(entry, ending) for ending in entry.images) if media else ()
-        return Record(key=entry.key, turns=turns, images=images, domain=domain)
+        media = {
+            kind: tuple(shard.item(entry, members, kind) for members in entry.items(kind))
+            for kind in entry.kinds
+            if kind in kinds
+        }
+        return Record(key=entry.key, turns=turns, media=media, domain=domain)
 
 
 def find_shards(path: str | Path) -> list[Path]:
@@ -183,9 +195,26 @@ def find_shards(path: str | Path) -> list[Path]:
     return found
 
 
+def _again(tar: Path, older: Header) -> bytes:
+    """Returns an index of this version, made of the very tar that the older one was made of."""
+    check_size(tar, older)
+    logger().info("%s is of an older version than %d and is made anew", index_path(tar), VERSION)
+    index = build_index(tar, older.origin)
+    found = read_header(tar, index).sha256
+    if found != older.sha256:
+        raise ValueError(
+            f"shard {tar} has SHA-256 {found[:12]}, its index says {older.sha256[:12]}; copy or pack it again, "
+            f"or delete {index_path(tar).name} if the tar was changed on purpose"
+        )
+    return _kept(tar, index)
+
+
 def _first_pass(tar: Path) -> bytes:
     logger().info("indexing %s", tar)
-    index = build_index(tar)
+    return _kept(tar, build_index(tar))
+
+
+def _kept(tar: Path, index: bytes) -> bytes:
     try:
         write_atomically(index_path(tar), index)
     except OSError as error:
@@ -205,7 +234,7 @@ def _dialogue(shard: Shard, entry: Entry) -> tuple[tuple[Turn, ...], str]:
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{where}: json has no conversations of from and value ({error!r})") from error
     if "txt" in entry.members:
-        marks = "\n".join([IMAGE_MARK] * len(entry.images))
+        marks = "\n".join(KINDS[kind].mark for kind in entry.kinds for _ in entry.items(kind))
         try:
             caption = shard.read(entry, "txt").decode().strip()
         except UnicodeDecodeError as error:

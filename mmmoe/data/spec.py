@@ -27,6 +27,9 @@ class MixtureSpec(Spec):
 
     sources: list[SourceSpec] = Field(min_length=1)
     seed: int = 0
+    batches: Literal["mixed", "pure"] = "mixed"
+    """pure: no micro-batch holds samples of different combinations of modalities (text, image and text, ...), as
+    Uni-MoE trains; a step has the same samples either way."""
     bad_samples: int = Field(default=100, ge=0)
     """How many unreadable samples are set aside (named in the quarantine file) before the run stops."""
 

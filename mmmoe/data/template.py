@@ -4,19 +4,20 @@ A template renders the dialogue to one text and knows which stretches of it are 
 stretches: a token is a target if it lies beyond what the text up to the answer tokenises to, so no length is ever
 guessed. On dialogues that LLaVA-1.5's code masks well the outcome is the same, id by id. Where its bookkeeping fails
 (an answer that contains " ASSISTANT: ", an empty human turn) it drops the whole dialogue, and of several images in one
-turn it keeps one; we keep both, unless the spec says `as_released`.
+turn it keeps one; we keep both, unless the spec says `as_released`. A turn's one image is put in front of its text, as
+LLaVA does; videos, speech and audio stay where the text has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.config.ids import IGNORE_ID, MEDIA_MARKS
+from mmmoe.data.media import ID_OF_MARK, MARKED
 from mmmoe.data.record import Turn
 from mmmoe.data.released import released_labels
-from mmmoe.data.shards import IMAGE_MARK
 from mmmoe.data.spec import TemplateSpec
 from mmmoe.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -26,12 +27,13 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+IMAGE_MARK = MEDIA_MARKS["image"]
 CHAT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A dialogue as a model takes it, images still one id each."""
+    """A dialogue as a model takes it, each item of media still one id."""
 
     input_ids: list[int]
     labels: list[int]
@@ -91,7 +93,7 @@ class Template:
             for start, end in rendered.answers:
                 first = _shared(self.ids(rendered.text[:start]), ids)
                 last = len(ids) if end == len(rendered.text) else _shared(self.ids(rendered.text[:end]), ids)
-                labels[first:last] = [IGNORE_ID if i == IMAGE_ID else i for i in ids[first:last]]
+                labels[first:last] = [IGNORE_ID if i < 0 else i for i in ids[first:last]]
         return Encoded(ids[: self.spec.max_length], labels[: self.spec.max_length])
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
@@ -110,13 +112,13 @@ class Template:
         return self._render(self._tidy(turns))
 
     def ids(self, text: str) -> list[int]:
-        """Returns the ids of a rendered text: each stretch between images on its own, as LLaVA-1.5 does."""
+        """Returns the ids of a rendered text: each stretch between marks on its own, as LLaVA-1.5 does."""
         ids = list(self._first)
-        for number, stretch in enumerate(text.split(IMAGE_MARK)):
-            if number:
-                ids.append(IMAGE_ID)
-            if stretch:
-                ids.extend(self._stretch(stretch))
+        for part in MARKED.split(text):
+            if part in ID_OF_MARK:
+                ids.append(ID_OF_MARK[part])
+            elif part:
+                ids.extend(self._stretch(part))
         return ids
 
     def _stretch(self, text: str) -> list[int]:
@@ -157,10 +159,10 @@ class Template:
         return Rendered(text, tuple(answers))
 
     def _plain(self, turns: Sequence[Turn]) -> Rendered:
-        """Renders images, then the caption and a line break; what the human says besides is left out."""
-        images = IMAGE_MARK * sum(turn.text.count(IMAGE_MARK) for turn in turns[::2])
+        """Renders the media, then the caption and a line break; what the human says besides is left out."""
+        media = "".join(mark for turn in turns[::2] for mark in MARKED.findall(turn.text))
         caption = turns[1].text + "\n" if turns[1].text else ""
-        return Rendered(images + caption, ((len(images), len(images) + len(caption)),))
+        return Rendered(media + caption, ((len(media), len(media) + len(caption)),))
 
     def _chat(self, turns: Sequence[Turn]) -> Rendered:
         """Renders with the tokenizer's own template, turn by turn, to learn where each answer starts and ends."""
@@ -195,3 +197,20 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
         if a != b:
             return number
     return min(len(first), len(second))
+
+
+def repeat_placeholders(encoded: Encoded, chunks: Mapping[int, Sequence[int]]) -> Encoded:
+    """Returns the dialogue with each placeholder repeated as often as its item has chunks.
+
+    Args:
+        encoded: One placeholder an item.
+        chunks: By id, the chunks of each item in reading order; other ids stay as they are.
+    """
+    waiting = {token: iter(counts) for token, counts in chunks.items()}
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        count = next(waiting[token]) if token in waiting else 1
+        input_ids += [token] * count
+        labels += [label] * count
+    return Encoded(input_ids, labels)

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmmoe.data.media import Item
+
 MAX_PIXELS = 64 * 10**6
 """Largest width times height that is decoded: 192 MB of RGB. A small file can claim far more."""
 Fit = Literal["pad", "stretch", "crop"]
@@ -37,6 +39,9 @@ class ImageTransform:
     `pad` is LLaVA-1.5's: the picture keeps its shape on a square of the background colour. `stretch` ignores the
     shape. `crop` is CLIP's: the short side fits, the middle is kept. Resizing is bicubic.
     """
+
+    key = ""
+    """A tower's key names its size, colours and fit already."""
 
     def __init__(
         self,
@@ -66,17 +71,19 @@ class ImageTransform:
         self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
 
-    def __call__(self, image: bytes | Image.Image) -> Tensor:
+    def __call__(self, image: Item | Image.Image) -> Tensor:
         """Returns the picture as the tower takes it.
 
         Raises:
             ValueError: It cannot be decoded or is too large.
         """
+        if isinstance(image, tuple):
+            raise ValueError("an image is one file, not a list of frames")
         fitted = self._fit(decode(image))
         pixels_HWC = torch.from_numpy(np.array(fitted))
         return (pixels_HWC.permute(2, 0, 1).float().div_(255) - self._mean) / self._std
 
-    def grey(self) -> Tensor:
+    def blank(self) -> Tensor:
         """Returns an even mid-grey picture: what a blind run sees in place of every image."""
         return self(Image.new("RGB", (self.size, self.size), (128, 128, 128)))
 

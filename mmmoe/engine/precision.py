@@ -33,7 +33,7 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def cast_inputs(inputs: Mapping[str, object], dtype: torch.dtype) -> dict[str, object]:
-    """Returns the inputs with floating tensors (pixels, features) in the model's format."""
+    """Returns the inputs with floating tensors (media, features; also those in mappings) in the model's format."""
     return {name: _cast(value, dtype) for name, value in inputs.items()}
 
 
@@ -43,4 +43,6 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def _cast(value: object, dtype: torch.dtype) -> object:
+    if isinstance(value, Mapping):
+        return {name: _cast(inner, dtype) for name, inner in value.items()}
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmmoe.data.media import KINDS, count_marks
+from mmmoe.evaluation.media import Files
 from mmmoe.evaluation.spec import BenchmarkSpec
 from mmmoe.paths import resolve
 
@@ -15,7 +18,7 @@ SHOWN_ERRORS = 20
 
 @dataclass(frozen=True)
 class Question:
-    """One question about at most one picture."""
+    """One question about at most one item of each kind of media."""
 
     id: str
     """Unique within its benchmark."""
@@ -25,6 +28,17 @@ class Question:
     choices: tuple[str, ...] = ()
     """The answer is one of them; empty for short answers."""
     domain: str = "general"
+    video: Files | None = None
+    speech: Path | None = None
+    audio: Path | None = None
+
+    @property
+    def media(self) -> Mapping[str, Files]:
+        """Its items by kind."""
+        named: dict[str, Files | None] = {
+            "image": self.image, "video": self.video, "speech": self.speech, "audio": self.audio
+        }  # fmt: skip
+        return {kind: item for kind, item in named.items() if item is not None}
 
 
 def load_questions(spec: BenchmarkSpec, limit: int | None = None) -> list[Question]:
@@ -71,10 +85,13 @@ def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(row, dict):
         return {}, [f"expected an object, got {type(row).__name__}"]
     problems = [f"field {name!r} is missing" for name in ("id", "question", "answer") if name not in row]
-    for name in ("question", "answer", "image", "domain"):
+    for name in ("question", "answer", "domain", *KINDS):
         value = row.get(name)
+        if name == "video" and isinstance(value, list) and value and all(isinstance(frame, str) for frame in value):
+            continue
         if value is not None and not isinstance(value, str):
-            problems.append(f"field {name!r} must be text, got {value!r}")
+            also = " or a list of frames" if name == "video" else ""
+            problems.append(f"field {name!r} must be text{also}, got {value!r}")
     choices = row.get("choices")
     if choices is not None and not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
         problems.append(f"field 'choices' must be a list of texts, got {choices!r}")
@@ -84,13 +101,15 @@ def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
 def _check(row: dict[str, Any], spec: BenchmarkSpec, folder: Path) -> list[str]:
     """Returns what is wrong with the contents of a well-formed line."""
     problems = []
-    image = row.get("image")
-    if image is not None and not (folder / image).is_file():
-        problems.append(f"no picture at {folder / image}; `image` is relative to the benchmark file's folder")
-    if image is None and "<image>" in row["question"]:
-        problems.append("the question holds <image> but `image` is null; name the picture or remove the mark")
-    if row["question"].count("<image>") > 1:
-        problems.append("the question holds <image> more than once; a question has one picture")
+    marks = count_marks([row["question"]])
+    for name, kind in KINDS.items():
+        for file in _files(row.get(name), folder):
+            if not file.is_file():
+                problems.append(f"no {name} at {file}; `{name}` is relative to the benchmark file's folder")
+        if row.get(name) is None and marks[name]:
+            problems.append(f"the question holds {kind.mark} but `{name}` is null; name the file or remove the mark")
+        if marks[name] > 1:
+            problems.append(f"the question holds {kind.mark} more than once; a question has one {name}")
     if not (row["answer"] or "").strip():
         problems.append("the answer is empty")
     choices = row.get("choices") or []
@@ -105,12 +124,23 @@ def _check(row: dict[str, Any], spec: BenchmarkSpec, folder: Path) -> list[str]:
 
 
 def _question(row: dict[str, Any], spec: BenchmarkSpec, folder: Path) -> Question:
-    image = row.get("image")
+    files = {kind: _files(row.get(kind), folder) for kind in KINDS}
+    single = {kind: found[0] if found else None for kind, found in files.items()}
     return Question(
         id=str(row["id"]),
         text=row["question"],
         answer=row["answer"],
-        image=None if image is None else folder / image,
+        image=single["image"],
         choices=tuple(row.get("choices") or ()),
         domain=row.get("domain") or spec.domain,
+        video=files["video"] if isinstance(row.get("video"), list) else single["video"],
+        speech=single["speech"],
+        audio=single["audio"],
     )
+
+
+def _files(named: str | list[str] | None, folder: Path) -> tuple[Path, ...]:
+    """Returns the files of a field: none, one, or the frames of a video."""
+    if named is None:
+        return ()
+    return tuple(folder / name for name in ([named] if isinstance(named, str) else named))

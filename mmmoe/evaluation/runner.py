@@ -39,6 +39,9 @@ class Answer:
     scores: list[float | None]
     """Log-likelihood of each choice; null where the answer did not fit the longest sequence."""
     domain: str
+    video: str | list[str] | None = None
+    speech: str | None = None
+    audio: str | None = None
 
 
 def evaluate_all(
@@ -149,7 +152,7 @@ def _answer(question: Question, prediction: str, scores: list[float]) -> Answer:
     right = prediction == question.answer if scores else is_correct(prediction, question.answer)
     return Answer(
         id=question.id,
-        image=None if question.image is None else str(question.image),
+        image=_named(question.image),
         question=question.text,
         answer=question.answer,
         prediction=prediction,
@@ -157,7 +160,14 @@ def _answer(question: Question, prediction: str, scores: list[float]) -> Answer:
         choices=list(question.choices),
         scores=[score if math.isfinite(score) else None for score in scores],
         domain=question.domain,
+        video=[str(frame) for frame in question.video] if isinstance(question.video, tuple) else _named(question.video),
+        speech=_named(question.speech),
+        audio=_named(question.audio),
     )
+
+
+def _named(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _write_answers(path: Path, answers: Sequence[Answer]) -> None:

@@ -15,7 +15,7 @@ class BenchmarkSpec(Spec):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Names its rows and its answer file."""
     file: str
-    """JSON Lines: id, image, question, answer, and choices where there are any."""
+    """JSON Lines: id, question, answer, image, video, speech or audio, and choices where there are any."""
     kind: Literal["multiple_choice", "short_answer"]
     """multiple_choice: the choice with the highest log-likelihood; short_answer: greedy generation, exact match."""
     domain: str = "general"
@@ -33,7 +33,7 @@ class EvaluationSpec(Spec):
     baseline_limit: int | None = Field(default=None, ge=1)
     """Likewise for the blind and untrained variants alone; fewer questions show that they are at chance."""
     blind: bool = True
-    """Also answer with the picture replaced by grey."""
+    """Also answer with pictures and films replaced by grey, and sound by silence."""
     untrained: bool = True
     """Also score the model as it was before any image was seen (fresh connector)."""
     bootstrap: int = Field(default=1000, ge=100)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.config.ids import IGNORE_ID, MEDIA_IDS
+from mmmoe.data.media import KINDS
 from mmmoe.data.record import Turn
-from mmmoe.evaluation.pictures import ImageTransform, PictureFeatures
+from mmmoe.data.transform import Transform
+from mmmoe.evaluation.media import Files, features_by_kind
 from mmmoe.evaluation.questions import Question
 
+MARK_ORDER = ("image", "speech", "audio", "video")
 Advance = Callable[[float], None]
 """Told how many questions (or parts of one) were just answered."""
 
@@ -26,7 +29,7 @@ class Encoded(Protocol):
 
     @property
     def input_ids(self) -> list[int]:
-        """All ids, IMAGE_ID where an image goes."""
+        """All ids, a negative one (MEDIA_IDS) where an item of media goes."""
 
     @property
     def labels(self) -> list[int]:
@@ -49,10 +52,13 @@ class Model(Protocol):
     """A multimodal language model."""
 
     training: bool
-    tower: Any
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of media it takes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns a ModelOutput for input_ids_BT, attention_mask_BT, labels_BT and features_IPC."""
+        """Returns a ModelOutput for input_ids_BT, attention_mask_BT, labels_BT and features."""
 
     def eval(self) -> Any:
         """Switches dropout off."""
@@ -60,8 +66,11 @@ class Model(Protocol):
     def train(self, mode: bool = True) -> Any:
         """Switches dropout on again."""
 
-    def encode_images(self, pixels_ICHW: Tensor) -> Tensor:
-        """Returns the tower's features (I, P, C)."""
+    def tower_of(self, kind: str) -> Any:
+        """Returns the frozen encoder of a kind."""
+
+    def encode(self, kind: str, media: Tensor) -> Tensor:
+        """Returns the tower's features of media of a kind."""
 
     def generate(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """Returns new ids for left-padded prompts: max_new_tokens, eos_id and pad_id are given."""
@@ -75,11 +84,12 @@ class _Row:
     choice: int
     input_ids: list[int]
     labels: list[int]
-    pictures: tuple[Path | None, ...]
+    media: Mapping[str, Files | None]
+    """The items that the ids still have a placeholder for; None: the blank one."""
 
 
 class Subject:
-    """Answers questions in batches of like length; every distinct picture is encoded once.
+    """Answers questions in batches of like length; every distinct file is encoded once.
 
     `cache` is a folder where tower features are kept from one run to the next; without it they stay in memory.
     """
@@ -88,7 +98,7 @@ class Subject:
         self,
         model: Model,
         template: Template,
-        transform: ImageTransform,
+        transforms: Mapping[str, Transform],
         device: torch.device,
         *,
         batch: int = 64,
@@ -98,7 +108,7 @@ class Subject:
         self._model = model
         self._template = template
         self._device = device
-        self._pictures = PictureFeatures(model, transform, device, cache)
+        self._features = features_by_kind(model, transforms, device, cache)
 
     def prompt_hash(self, question: Question) -> str:
         """Returns a digest of the prompt's ids; it changes with the template, the tokenizer and the wording."""
@@ -116,8 +126,7 @@ class Subject:
         for index, question in enumerate(questions):
             for choice, text in enumerate(question.choices):
                 encoded = self._template.encode(_turns(question, text))
-                pictures = _pictures(encoded.input_ids, question, blind)
-                rows.append(_Row(index, choice, encoded.input_ids, encoded.labels, pictures))
+                rows.append(self._row(index, choice, encoded.input_ids, encoded.labels, question, blind))
         scores = [[0.0] * len(question.choices) for question in questions]
         with self._answering():
             for part in self._batches(rows):
@@ -142,7 +151,7 @@ class Subject:
         rows: list[_Row] = []
         for index, question in enumerate(questions):
             input_ids = self._template.prompt(_turns(question))
-            rows.append(_Row(index, 0, input_ids, [], _pictures(input_ids, question, blind)))
+            rows.append(self._row(index, 0, input_ids, [IGNORE_ID] * len(input_ids), question, blind))
         tokenizer = self._template.tokenizer
         answers = [""] * len(questions)
         with self._answering():
@@ -159,6 +168,28 @@ class Subject:
                     advance(len(part))
         return answers
 
+    def _row(
+        self, index: int, choice: int, input_ids: list[int], labels: list[int], question: Question, blind: bool
+    ) -> _Row:
+        # The template may have cut a placeholder off; what is gone is not encoded.
+        kept = {kind: item for kind, item in question.media.items() if MEDIA_IDS[kind] in input_ids}
+        for kind in kept:
+            if kind not in self._features:
+                raise ValueError(
+                    f"question {question.id!r} has {KINDS[kind].mark}, but the model takes "
+                    f"{', '.join(self._features)}; "
+                    "leave the benchmark out or evaluate another model"
+                )
+        return _Row(index, choice, input_ids, labels, dict.fromkeys(kept) if blind else kept)
+
+    def _with_chunks(self, row: _Row) -> _Row:
+        """Returns the row with the placeholder of a sound once a chunk."""
+        counts = {MEDIA_IDS[kind]: self._features[kind].count(item) for kind, item in row.media.items()}
+        if all(count == 1 for count in counts.values()):
+            return row
+        pairs = [pair for pair in zip(row.input_ids, row.labels, strict=True) for _ in range(counts.get(pair[0], 1))]
+        return replace(row, input_ids=[token for token, _ in pairs], labels=[label for _, label in pairs])
+
     @contextmanager
     def _answering(self) -> Iterator[None]:
         """No gradients and no dropout inside; the model is left as it was found."""
@@ -172,12 +203,14 @@ class Subject:
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Yields rows of like length together, the longest first (memory runs out at once or never)."""
-        self._pictures.prepare(picture for row in rows for picture in row.pictures)
+        for kind, features in self._features.items():
+            features.prepare(row.media[kind] for row in rows if kind in row.media)
+        rows = [self._with_chunks(row) for row in rows]
         order = sorted(rows, key=lambda row: (-len(row.input_ids), row.question, row.choice))
         for start in range(0, len(order), self.batch):
             yield order[start : start + self.batch]
 
-    def _inputs(self, rows: list[_Row], *, pad_left: bool, with_labels: bool) -> dict[str, Tensor | None]:
+    def _inputs(self, rows: list[_Row], *, pad_left: bool, with_labels: bool) -> dict[str, Any]:
         """Returns the model's keyword arguments for some rows."""
         longest = max(len(row.input_ids) for row in rows)
         pad_id = self._template.tokenizer.pad_token_id
@@ -191,11 +224,12 @@ class Subject:
             attention_mask_BT[at, span] = True
             if with_labels:
                 labels_BT[at, span] = torch.tensor(row.labels)
-        pictures = [picture for row in rows for picture in row.pictures]
-        inputs: dict[str, Tensor | None] = {
+        items = {kind: [row.media[kind] for row in rows if kind in row.media] for kind in self._features}
+        found = {kind: self._features[kind].features(wanted) for kind, wanted in items.items() if wanted}
+        inputs: dict[str, Any] = {
             "input_ids_BT": input_ids_BT.to(self._device),
             "attention_mask_BT": attention_mask_BT.to(self._device),
-            "features_IPC": self._pictures.features(pictures) if pictures else None,
+            "features": found or None,
         }
         if with_labels:
             inputs["labels_BT"] = labels_BT.to(self._device)
@@ -203,14 +237,11 @@ class Subject:
 
 
 def _turns(question: Question, answer: str | None = None) -> tuple[Turn, ...]:
-    """Returns the dialogue, with LLaVA's picture-first wording unless the question places the picture itself."""
-    text = question.text
-    if question.image is not None and "<image>" not in text:
-        text = f"<image>\n{text}"
+    """Returns the dialogue, each item's mark on a line before the text unless the question places it itself.
+
+    For one image that is LLaVA's wording; Uni-MoE's order is image, sound, video.
+    """
+    marks = [KINDS[kind].mark for kind in MARK_ORDER if kind in question.media]
+    text = "\n".join([*(mark for mark in marks if mark not in question.text), question.text])
     human = Turn("human", text)
     return (human,) if answer is None else (human, Turn("gpt", answer))
-
-
-def _pictures(input_ids: list[int], question: Question, blind: bool) -> tuple[Path | None, ...]:
-    """Returns one picture for each placeholder that is left in the ids (the template may have cut it off)."""
-    return (None if blind else question.image,) * input_ids.count(IMAGE_ID)

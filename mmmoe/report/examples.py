@@ -1,4 +1,4 @@
-"""Answers worth showing: right and wrong ones of each benchmark, with their pictures inlined."""
+"""Answers worth showing: right and wrong ones of each benchmark, with their pictures, films and sounds inlined."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmmoe.data.media import KINDS, MARKED
 from mmmoe.report.files import Row, RunFiles
 
 OF_EACH_KIND = 4
@@ -18,6 +19,24 @@ OF_EACH_KIND = 4
 LONGEST_SIDE = 360
 MAX_PIXELS = 50_000_000
 """A picture with more is not opened."""
+MAX_INLINED = 300_000
+"""Largest film or sound, in bytes, that is put into the page; of larger ones the name is told."""
+TYPES = {
+    "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "opus": "audio/ogg", "mp3": "audio/mpeg",
+    "m4a": "audio/mp4", "mp4": "video/mp4", "m4v": "video/mp4", "webm": "video/webm",
+}  # fmt: skip
+"""What browsers play."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A film or sound of a question."""
+
+    kind: str
+    """video, speech or audio."""
+    name: str
+    address: str | None
+    """data: address; None where the file is large, gone, or nothing that a browser plays."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class Example:
     is_correct: bool
     picture: str | None
     """data: address."""
+    clips: tuple[Clip, ...]
     choices: tuple[Choice, ...]
 
 
@@ -82,11 +102,12 @@ def _example(row: Row, folder: Path) -> Example:
         for text, probability in zip(row.get("choices") or [], probabilities, strict=False)
     )
     return Example(
-        question=str(row.get("question", "")).replace("<image>", "").strip(),
+        question=MARKED.sub("", str(row.get("question", ""))).strip(),
         answer=str(row.get("answer", "")),
         prediction=str(row.get("prediction", "")),
         is_correct=bool(row.get("correct")),
         picture=None if row.get("image") is None else thumbnail(folder / str(row["image"])),
+        clips=tuple(clip(kind, row[kind], folder) for kind in KINDS if kind != "image" and row.get(kind)),
         choices=choices,
     )
 
@@ -116,6 +137,17 @@ def thumbnail(path: Path) -> str | None:
     buffer = io.BytesIO()
     small.save(buffer, "PNG", optimize=True)
     return png_address(buffer.getvalue())
+
+
+def clip(kind: str, named: str | list[str], folder: Path) -> Clip:
+    """Returns a film or sound with its content as a data: address if it is small; of frames their number is told."""
+    if isinstance(named, list):
+        return Clip(kind, f"{len(named)} frames from {Path(named[0]).name}", None)
+    path = folder / str(named)
+    mime = TYPES.get(path.suffix[1:].lower())
+    if mime is None or not path.is_file() or path.stat().st_size > MAX_INLINED:
+        return Clip(kind, path.name, None)
+    return Clip(kind, path.name, f"data:{mime};base64," + base64.b64encode(path.read_bytes()).decode("ascii"))
 
 
 def png_address(data: bytes) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmmoe import dist
 from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
@@ -62,7 +62,7 @@ def _model(spec: RunSpec, adapters: list[AdapterSpec], trains: list[str]) -> Lla
     return model.to(dist.device()).train()
 
 
-def _inputs(model: LlavaMole, rows: int) -> dict[str, Tensor]:
+def _inputs(model: LlavaMole, rows: int) -> dict[str, Any]:
     device = model.device
     generator = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(5, 1000, (rows, TOKENS), generator=generator)
@@ -75,11 +75,11 @@ def _inputs(model: LlavaMole, rows: int) -> dict[str, Tensor]:
         "input_ids_BT": ids_BT.to(device),
         "labels_BT": labels_BT.to(device),
         "attention_mask_BT": mask_BT.to(device),
-        "features_IPC": features_IPC.to(device),
+        "features": {"image": features_IPC.to(device)},
     }
 
 
-def _step(model: LlavaMole, inputs: dict[str, Tensor]) -> None:
+def _step(model: LlavaMole, inputs: dict[str, Any]) -> None:
     rows = inputs["input_ids_BT"].shape[0]
     model(**inputs).loss(float(rows * TARGETS), float(rows)).backward()
     model.zero_grad(set_to_none=True)

@@ -1,8 +1,10 @@
-"""Where a stage's batches come from: sources opened, pictures encoded once if it asks for that, order fixed."""
+"""Where a stage's batches come from: sources opened, media encoded once if it asks for that, order fixed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,35 +12,42 @@ from torch import Tensor
 
 from mmmoe import dist, paths
 from mmmoe.data.dataset import Dataset, Source, open_sources, with_features
-from mmmoe.data.features import encode_missing
+from mmmoe.data.encode import encode_missing
 from mmmoe.data.loader import StepLoader
 from mmmoe.data.mixture import order_of
 from mmmoe.data.quarantine import Quarantine
+from mmmoe.data.spectrograms import AudioTransform, SpeechTransform
 from mmmoe.data.template import Template, load_tokenizer
+from mmmoe.data.transform import Transform
 from mmmoe.data.transforms import ImageTransform
+from mmmoe.data.video import VideoTransform
 from mmmoe.log import console
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec, StageSpec
 
+FRAMES = 8
+"""Pictures of a film where the model does not say (Uni-MoE's number)."""
+
 
 def draw(run: RunSpec, stage: StageSpec, model: LlavaMole, folder: RunFolder) -> StepLoader:
-    """Returns this process's micro-batches by step; collective when pictures have to be encoded first."""
+    """Returns this process's micro-batches by step; collective when media have to be encoded first."""
     sources = open_sources(stage.mixture)
-    transform = transform_of(model)
+    transforms = transforms_of(model)
     if stage.encode_once:
-        sources = with_features(sources, Path(run.cache) / "features", model.tower.key)
-        encode(model, sources, transform)
+        keys = {kind: feature_key(model, kind, transform) for kind, transform in transforms.items()}
+        sources = with_features(sources, Path(run.cache) / "features", keys)
+        encode(model, sources, transforms)
     template = Template(stage.template, load_tokenizer(paths.resolve(tokenizer_folder(run.model))))
     here = folder.stage(stage.name)
     dataset = Dataset(
         sources,
         template,
-        transform,
+        transforms,
         Quarantine(here, stage.mixture.bad_samples, dist.rank()),
         max_positions=model.max_positions,
-        image_positions=model.tower.num_tokens + (2 if model.bounds is not None else 0),
+        positions={kind: model.positions(kind) for kind in model.kinds},
     )
     return StepLoader(
         dataset,
@@ -48,13 +57,34 @@ def draw(run: RunSpec, stage: StageSpec, model: LlavaMole, folder: RunFolder) ->
         dist.rank(),
         dist.world_size(),
         total_steps=total_steps(stage),
+        batches=stage.mixture.batches,
     )
 
 
-def transform_of(model: LlavaMole) -> ImageTransform:
-    """Returns what turns picture files into the model's pixels."""
-    tower = model.tower
-    return ImageTransform(tower.image_size, tower.mean, tower.std, tower.fit)
+def transforms_of(model: LlavaMole) -> dict[str, Transform]:
+    """Returns by kind what turns files into the input of the model's towers, as the towers say."""
+    makers: dict[str, Callable[[Any], Transform]] = {
+        "image": _image,
+        "video": lambda tower: VideoTransform(_image(tower), frames=getattr(model, "frames", FRAMES)),
+        "speech": lambda tower: SpeechTransform(
+            tower.sample_rate, tower.num_mels, tower.chunk_seconds, tower.max_chunks
+        ),
+        "audio": lambda tower: AudioTransform(
+            tower.sample_rate,
+            tower.num_mels,
+            tower.chunk_seconds,
+            tower.max_frames,
+            tower.mean,
+            tower.std,
+            tower.max_chunks,
+        ),
+    }
+    return {kind: makers[kind](model.tower_of(kind)) for kind in model.kinds}
+
+
+def feature_key(model: LlavaMole, kind: str, transform: Transform) -> str:
+    """Returns what names the features of a kind: the tower, and what the transform adds to it."""
+    return " ".join(part for part in (model.tower_of(kind).key, transform.key) if part)
 
 
 def total_steps(stage: StageSpec) -> int:
@@ -67,32 +97,37 @@ def total_steps(stage: StageSpec) -> int:
     return max(1, round(samples * training.epochs / training.batch))
 
 
-def encode(model: LlavaMole, sources: list[Source], transform: ImageTransform) -> None:
-    """Runs the frozen tower over every picture whose features are not on disk yet; collective."""
+def encode(model: LlavaMole, sources: list[Source], transforms: Mapping[str, Transform]) -> None:
+    """Runs the frozen towers over all media whose features are not on disk yet; collective."""
     device = dist.device()
-    model.tower.to(device)
-
-    def features(pixels_ICHW: Tensor) -> Tensor:
-        return model.encode_images(pixels_ICHW.to(device))
-
-    stores = [source.features for source in sources if source.features is not None]
+    for kind in model.kinds:
+        model.tower_of(kind).to(device)
+    stores = [store for source in sources for store in source.features.values()]
     waiting = [part for store in stores for part in store.missing()]
     own = sum(part.stop - part.start for part in waiting if part.number % dist.world_size() == dist.rank())
     dist.barrier()
     if waiting:
-        said = "encoding pictures" + (" (one process's share)" if dist.world_size() > 1 else "")
+        said = "encoding media" + (" (one process's share)" if dist.world_size() > 1 else "")
         columns = (TextColumn(said), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=dist.rank() != 0) as progress:
             task = progress.add_task("", total=own)
             for store in stores:
+
+                def features(media: Tensor, kind: str = store.kind) -> Tensor:
+                    return model.encode(kind, media.to(device))
+
                 encode_missing(
                     store,
                     features,
-                    transform,
+                    transforms[store.kind],
                     rank=dist.rank(),
                     world=dist.world_size(),
-                    on_images=lambda count: progress.advance(task, count),
+                    on_items=lambda count: progress.advance(task, count),
                 )
     dist.barrier()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def _image(tower: Any) -> ImageTransform:
+    return ImageTransform(tower.image_size, tower.mean, tower.std, tower.fit)

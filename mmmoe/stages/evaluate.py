@@ -17,7 +17,7 @@ from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import tokenizer_folder
-from mmmoe.stages.draw import transform_of
+from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import is_expert_weight, rebuild, tensors_of
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.ledger import RunFolder
@@ -75,7 +75,7 @@ def subject_of(model: LlavaMole, heritage: Heritage, cache: Path) -> Subject:
     """Returns a model ready to be asked, as its last stage was taught to answer."""
     device = dist.device()
     template = Template(heritage.template, load_tokenizer(paths.resolve(tokenizer_folder(heritage.model))))
-    return Subject(model.to(device).eval(), template, transform_of(model), device, cache=cache / "pictures")
+    return Subject(model.to(device).eval(), template, transforms_of(model), device, cache=cache / "pictures")
 
 
 def _before_pictures(heritage: Heritage) -> LlavaMole:

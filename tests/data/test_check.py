@@ -13,7 +13,7 @@ def test_sound_shards(packed):
     seen = []
     report = check(packed, workers=2, on_shard=seen.append)
     assert report.is_sound
-    assert (report.shards, report.samples, report.images) == (5, 30, 20)
+    assert (report.shards, report.samples, report.items) == (5, 30, {"image": 20})
     assert report.bytes == sum(path.stat().st_size for path in packed.glob("*.tar"))
     assert sorted(seen) == [f"shard-{n:06d}.tar" for n in range(5)]
     assert check(ShardSet(packed)) == report

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mmmoe.data import features as features_module
-from mmmoe.data.features import FeatureStore, encode_missing
+from mmmoe.data.encode import encode_missing
+from mmmoe.data.features import FeatureStore
 from mmmoe.data.pack import pack
 from mmmoe.data.shards import ShardSet
 from mmmoe.data.transforms import ImageTransform
@@ -20,7 +21,7 @@ def encode(pixels_ICHW):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(features_module, "PART", 3)
+    monkeypatch.setattr(features_module, "PARTS", dict.fromkeys(features_module.PARTS, 3))
 
 
 @pytest.fixture
@@ -32,9 +33,9 @@ def assert_all_right(store, shards):
     for index in range(len(shards)):
         shard, _ = shards.locate(index)
         entry = shards.entry(index)
-        for number, image in enumerate(shards.record(index).images):
+        for number, image in enumerate(shards.record(index).media.get("image", ())):
             expected = encode(TRANSFORM(image)[None])[0].half()
-            assert torch.equal(store.get(shard, entry.first_image + number), expected)
+            assert torch.equal(store.get(shard, entry.first["image"] + number), expected)
 
 
 def test_each_image_gets_its_own_features(shards, tmp_path):
@@ -108,7 +109,7 @@ def test_broken_image_is_remembered_with_its_reason(write_llava, tmp_path):
 
 def test_damaged_or_absent_parts_say_what_to_do(shards, tmp_path):
     store = FeatureStore(tmp_path, "tower", shards)
-    with pytest.raises(FileNotFoundError, match="encode the images first"):
+    with pytest.raises(FileNotFoundError, match="encode the media first"):
         store.get(0, 0)
     encode_missing(store, encode, TRANSFORM)
     path = sorted(tmp_path.rglob("*.npy"))[0]

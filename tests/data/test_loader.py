@@ -5,7 +5,7 @@ import torch
 
 from mmmoe.data.collate import collate
 from mmmoe.data.dataset import Dataset, open_sources, with_features
-from mmmoe.data.features import encode_missing
+from mmmoe.data.encode import encode_missing
 from mmmoe.data.loader import StepLoader
 from mmmoe.data.mixture import order_of
 from mmmoe.data.pack import pack
@@ -26,7 +26,7 @@ def make(packed, tokenizer, folder=None, budget=0):
     ]
     spec = MixtureSpec(sources=sources, seed=11, bad_samples=budget)
     opened = open_sources(spec)
-    dataset = Dataset(opened, Template(TemplateSpec(), tokenizer), TRANSFORM, Quarantine(folder, budget))
+    dataset = Dataset(opened, Template(TemplateSpec(), tokenizer), {"image": TRANSFORM}, Quarantine(folder, budget))
     return dataset, order_of(spec, dataset.sizes)
 
 
@@ -71,7 +71,7 @@ def test_background_changes_nothing(packed, tokenizer, workers):
             for a, b in zip(expected, found, strict=True):
                 assert a.keys == b.keys
                 assert torch.equal(a.input_ids_BT, b.input_ids_BT)
-                assert torch.equal(a.pixels_ICHW, b.pixels_ICHW)
+                assert torch.equal(a.media["image"], b.media["image"])
         assert ahead.wait_s > 0
 
 
@@ -81,17 +81,17 @@ def test_features_stand_in_for_pixels(packed, tokenizer, tmp_path):
     def encode(pixels_ICHW):
         return pixels_ICHW.mean((2, 3))[:, None]
 
-    sources = with_features(dataset.sources, tmp_path, "tower")
-    encode_missing(sources[0].features, encode, TRANSFORM)
-    cached = Dataset(sources, dataset.template, None, Quarantine(None, 0))
+    sources = with_features(dataset.sources, tmp_path, {"image": "tower"})
+    encode_missing(sources[0].features["image"], encode, TRANSFORM)
+    cached = Dataset(sources, dataset.template, {}, Quarantine(None, 0))
     for pixels, features in zip(
         StepLoader(dataset, order, 12, 5, workers=0).step(1),
         StepLoader(cached, order, 12, 5, workers=0).step(1),
         strict=True,
     ):
-        assert features.pixels_ICHW is None
-        assert features.features_IPC.dtype == torch.float32
-        assert torch.equal(features.features_IPC, encode(pixels.pixels_ICHW).half().float())
+        assert features.media == {}
+        assert features.features["image"].dtype == torch.float32
+        assert torch.equal(features.features["image"], encode(pixels.media["image"]).half().float())
         assert torch.equal(features.input_ids_BT, pixels.input_ids_BT)
 
 
@@ -112,7 +112,7 @@ def damaged(write_llava, tmp_path):
 
 def single(folder, tokenizer, quarantine, budget=2):
     spec = MixtureSpec(sources=[SourceSpec(name="one", shards=str(folder))], bad_samples=budget)
-    dataset = Dataset(open_sources(spec), Template(TemplateSpec(), tokenizer), TRANSFORM, quarantine)
+    dataset = Dataset(open_sources(spec), Template(TemplateSpec(), tokenizer), {"image": TRANSFORM}, quarantine)
     return dataset, order_of(spec, dataset.sizes)
 
 
@@ -171,37 +171,53 @@ def test_collate_pads_on_the_right_and_keeps_reading_order():
     a, b, c = (torch.full((3, 2, 2), float(i)) for i in range(3))
     batch = collate(
         [
-            Sample([1, -200, 7], [-100, -100, 7], images=(a,), key="x", domain="p"),
+            Sample([1, -200, 7], [-100, -100, 7], media={"image": a[None]}, key="x", domain="p"),
             Sample([1], [-100], source=1, key="y", domain="q"),
-            Sample([1, -200, -200, 5, 6], [-100, -100, -100, 5, 6], images=(b, c), source=2, key="z", domain="p"),
+            Sample(
+                [1, -200, -200, 5, 6],
+                [-100, -100, -100, 5, 6],
+                media={"image": torch.stack((b, c))},
+                source=2,
+                key="z",
+                domain="p",
+            ),
         ],
         pad_id=9,
     )
     assert batch.input_ids_BT.tolist() == [[1, -200, 7, 9, 9], [1, 9, 9, 9, 9], [1, -200, -200, 5, 6]]
     assert batch.labels_BT.tolist() == [[-100, -100, 7, -100, -100], [-100] * 5, [-100, -100, -100, 5, 6]]
     assert batch.attention_mask_BT.sum(1).tolist() == [3, 1, 5]
-    assert torch.equal(batch.pixels_ICHW, torch.stack((a, b, c)))
+    assert torch.equal(batch.media["image"], torch.stack((a, b, c)))
     assert (batch.num_samples, batch.num_targets, batch.num_tokens) == (3, 3, 6)
     assert set(batch.to(torch.device("cpu")).inputs()) == {
         "input_ids_BT",
         "labels_BT",
         "attention_mask_BT",
-        "pixels_ICHW",
-        "features_IPC",
+        "media",
+        "features",
     }
 
 
 def test_pixels_and_features_do_not_mix():
-    with pytest.raises(ValueError, match="mixes pixels and cached features"):
-        collate([Sample([1], [1], images=(torch.zeros(3, 2, 2),)), Sample([1], [1], features=(torch.zeros(2, 3),))], 0)
+    with pytest.raises(ValueError, match="mixes image as such and as cached features"):
+        collate(
+            [
+                Sample([1], [1], media={"image": torch.zeros(1, 3, 2, 2)}),
+                Sample([1], [1], features={"image": torch.zeros(1, 2, 3)}),
+            ],
+            0,
+        )
 
 
 def test_images_cut_off_with_the_text_are_not_handed_out(packed, tokenizer):
     dataset, _ = make(packed, tokenizer)
-    short = Dataset(dataset.sources, Template(TemplateSpec(max_length=8), tokenizer), TRANSFORM, Quarantine(None, 0))
+    short = Dataset(
+        dataset.sources, Template(TemplateSpec(max_length=8), tokenizer), {"image": TRANSFORM}, Quarantine(None, 0)
+    )
     sample = short.get(0, 0)
     assert len(sample.input_ids) == 8
-    assert sample.input_ids.count(-200) == len(sample.images) == 0
+    assert sample.input_ids.count(-200) == 0
+    assert sample.media == {}
 
 
 @pytest.mark.parametrize(("batch", "micro", "rank", "world"), [(1, 1, 0, 2), (4, 0, 0, 1), (4, 1, 2, 2)])

@@ -26,7 +26,7 @@ def test_report_and_records(llava, packed):
         ]
         assert record.domain == "colour"
         expected = [(llava[1] / row["image"]).read_bytes()] if "image" in row else []
-        assert list(record.images) == expected
+        assert list(record.media.get("image", ())) == expected
     assert len({shards.record(i).key for i in range(30)}) == 30
 
 
@@ -49,7 +49,7 @@ def test_index_line(packed):
     assert entry.modalities == ("image", "text")
     assert entry.sizes == ((12, 8),)
     assert entry.tokens > 0
-    assert [parse_entry(line).first_image for line in lines[1:]] == [0, 1, 2, 2, 3, 4, 4]
+    assert [parse_entry(line).first["image"] for line in lines[1:]] == [0, 1, 2, 2, 3, 4, 4]
 
 
 def test_finished_shards_are_kept_and_broken_ones_made_again(llava, packed):
@@ -60,7 +60,7 @@ def test_finished_shards_are_kept_and_broken_ones_made_again(llava, packed):
     stamp = first.stat().st_mtime_ns
     report = pack(*llava, packed, samples_per_shard=7, domain="colour")
     assert report.kept == 3
-    assert (report.samples, report.images) == (30, 20)
+    assert (report.samples, report.items) == (30, {"image": 20})
     assert first.stat().st_mtime_ns == stamp
     assert contents(packed) == before
 
@@ -127,4 +127,6 @@ def test_several_images_keep_their_order(tmp_path):
     turns = [{"from": "human", "value": "<image>" * 12}, {"from": "gpt", "value": "yes"}]
     (tmp_path / "r.json").write_text(json.dumps([{"id": 1, "image": names, "conversations": turns}]))
     pack(tmp_path / "r.json", tmp_path / "i", tmp_path / "out", samples_per_shard=1, domain="")
-    assert list(ShardSet(tmp_path / "out").record(0).images) == [(tmp_path / "i" / n).read_bytes() for n in names]
+    assert list(ShardSet(tmp_path / "out").record(0).media["image"]) == [
+        (tmp_path / "i" / n).read_bytes() for n in names
+    ]

@@ -48,7 +48,7 @@ def test_caption_tars_of_others(tmp_path):
     assert (first.key, first.turns[0].text, first.turns[1].text) == ("x/1", "<image>", "a cat")
     assert second.turns[1].text == "dog"
     assert shards.entry(1).sizes == ((5, 3),)
-    assert shards.record(0, media=False).images == ()
+    assert shards.record(0, kinds=()).media == {}
 
 
 def test_truncated_shard_names_expected_and_actual_bytes(packed):

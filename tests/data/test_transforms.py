@@ -59,7 +59,7 @@ def test_other_modes_become_rgb(mode):
 
 
 def test_grey_has_no_content():
-    grey = ImageTransform(6, HALF, HALF).grey()
+    grey = ImageTransform(6, HALF, HALF).blank()
     torch.testing.assert_close(grey, torch.full((3, 6, 6), 128 / 127.5 - 1), atol=1e-6, rtol=0)
 
 

@@ -49,14 +49,14 @@ class FakeTemplate:
 class FakeTransform:
     """A file of one byte is a picture of that shade."""
 
-    fit = "pad"
+    fit, key = "pad", ""
 
     def __call__(self, image):
         if len(image) != 1:
             raise ValueError("not a picture")
         return torch.full((3, 2, 2), float(image[0]))
 
-    def grey(self):
+    def blank(self):
         return torch.full((3, 2, 2), 128.0)
 
 
@@ -76,18 +76,25 @@ class FakeModel(torch.nn.Module):
         self.encoded = 0
         self.calls = []
 
-    def encode_images(self, pixels_ICHW):
-        self.encoded += len(pixels_ICHW)
-        return pixels_ICHW.mean((1, 2, 3)).view(-1, 1, 1).expand(-1, 2, 4)
+    kinds = ("image",)
+
+    def tower_of(self, kind):
+        assert kind in self.kinds
+        return self.tower
+
+    def encode(self, kind, media):
+        assert kind in self.kinds
+        self.encoded += len(media)
+        return media.mean((1, 2, 3)).view(-1, 1, 1).expand(-1, 2, 4)
 
     def cost(self, previous, token, shade):
         return float(self.table[(previous + int(shade)) % VOCABULARY, token])
 
-    def forward(self, input_ids_BT, attention_mask_BT, labels_BT=None, pixels_ICHW=None, features_IPC=None):
+    def forward(self, input_ids_BT, attention_mask_BT, labels_BT=None, media=None, features=None):
         assert not self.training
         assert torch.is_inference_mode_enabled()
         self.calls.append(input_ids_BT.shape)
-        shades = iter([] if features_IPC is None else features_IPC[:, 0, 0].tolist())
+        shades = iter([] if features is None else features["image"][:, 0, 0].tolist())
         nll, targets = [], []
         for ids, mask, labels in zip(input_ids_BT, attention_mask_BT, labels_BT, strict=True):
             assert mask[: int(mask.sum())].all(), "padding is on the right"
@@ -98,9 +105,9 @@ class FakeModel(torch.nn.Module):
         assert next(shades, None) is None, "as many pictures as placeholders"
         return ModelOutput(torch.tensor(nll), torch.tensor(targets))
 
-    def generate(self, input_ids_BT, attention_mask_BT, features_IPC=None, *, max_new_tokens, eos_id, pad_id):
+    def generate(self, input_ids_BT, attention_mask_BT, media=None, features=None, *, max_new_tokens, eos_id, pad_id):
         """Says the shade in decimal digits, or the question's first letter where there is no picture."""
-        shades = iter([] if features_IPC is None else features_IPC[:, 0, 0].tolist())
+        shades = iter([] if features is None else features["image"][:, 0, 0].tolist())
         rows = []
         for ids, mask in zip(input_ids_BT, attention_mask_BT, strict=True):
             assert mask[len(mask) - int(mask.sum()) :].all(), "padding is on the left"
@@ -111,7 +118,7 @@ class FakeModel(torch.nn.Module):
 
 
 def make_subject():
-    return Subject(FakeModel(), FakeTemplate(), FakeTransform(), torch.device("cpu"))
+    return Subject(FakeModel(), FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"))
 
 
 def sit_in_process(rank, world, port, spec, folder):

@@ -93,13 +93,15 @@ def parts(model, tokenizer, question, answer):
     assert ids[-len(answer_ids) :] == answer_ids
     # The subject keeps features in half precision; the reference has to start from the same ones.
     pixels = None if question.image is None else transform(question.image.read_bytes())[None]
-    features = None if pixels is None else model.encode_images(pixels).half().float()
-    return ids, answer_ids, features
+    features = None if pixels is None else model.encode("image", pixels).half().float()
+    return ids, answer_ids, None if features is None else {"image": features}
 
 
 def make_subject(model, tokenizer, batch=4):
     transform = ImageTransform(8, Quadrants.mean, Quadrants.std)
-    return Subject(model, Template(TemplateSpec(system=""), tokenizer), transform, torch.device("cpu"), batch=batch)
+    return Subject(
+        model, Template(TemplateSpec(system=""), tokenizer), {"image": transform}, torch.device("cpu"), batch=batch
+    )
 
 
 def test_scores_are_the_log_likelihoods_of_single_questions(model, tokenizer, questions):
@@ -108,7 +110,7 @@ def test_scores_are_the_log_likelihoods_of_single_questions(model, tokenizer, qu
         for choice, score in zip(question.choices, row, strict=True):
             ids, answer, features = parts(model, tokenizer, question, choice)
             ids = torch.tensor([ids])
-            logits = model.logits(ids, torch.ones_like(ids, dtype=torch.bool), features_IPC=features)
+            logits = model.logits(ids, torch.ones_like(ids, dtype=torch.bool), features=features)
             at = logits.log_softmax(-1)[0, -len(answer) - 1 : -1]
             assert score == pytest.approx(float(at[range(len(answer)), answer].sum()), abs=2e-4)
 
@@ -120,7 +122,7 @@ def test_greedy_answers_are_those_of_single_questions(model, tokenizer, question
         ids, said = ids[: -len(gold)], []
         for _ in range(4):
             so_far = torch.tensor([ids + said])
-            logits = model.logits(so_far, torch.ones_like(so_far, dtype=torch.bool), features_IPC=features)
+            logits = model.logits(so_far, torch.ones_like(so_far, dtype=torch.bool), features=features)
             said.append(int(logits[0, -1].argmax()))
             if said[-1] == tokenizer.eos_token_id:
                 break

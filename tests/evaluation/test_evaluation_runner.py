@@ -51,7 +51,8 @@ def test_rows_and_answer_files(spec, tmp_path):
     answers = read_answers(tmp_path / "trained" / "said.jsonl")
     assert [answer["correct"] for answer in answers] == [True, True, True, False, True, True, True]
     assert set(answers[0]) == {
-        "id", "image", "question", "answer", "prediction", "correct", "choices", "scores", "domain"
+        "id", "image", "question", "answer", "prediction", "correct", "choices", "scores", "domain",
+        "video", "speech", "audio",
     }  # fmt: skip
     for answer in read_answers(tmp_path / "trained" / "chosen.jsonl"):
         best = max(answer["scores"])
@@ -82,7 +83,7 @@ def test_a_limit_marks_scores_partial(spec, tmp_path):
 
 
 def test_unanswerable_questions_count_as_empty_and_wrong(spec, tmp_path):
-    subject = Subject(FakeModel(longest=2), FakeTemplate(), FakeTransform(), torch.device("cpu"))
+    subject = Subject(FakeModel(longest=2), FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"))
     chosen = evaluate(subject, spec, tmp_path, "trained")[1]
     assert (chosen.score, chosen.empty_share) == (0.0, 1.0)
     assert read_answers(tmp_path / "trained" / "chosen.jsonl")[0]["scores"] == [None] * 3

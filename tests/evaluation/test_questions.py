@@ -46,7 +46,7 @@ def test_every_wrong_line_is_told_at_once(benchmark_file):
         "line 2: id '1' was already used in line 1",
         "line 3: field 'answer' is missing",
         "line 4: multiple_choice needs two choices",
-        "line 5: no picture at",
+        "line 5: no image at",
         "line 6: the question holds <image> but",
         "line 7: choices repeat",
         "line 8: not JSON",

@@ -84,7 +84,8 @@ def toy_batch(lengths=(9, 12, 7), with_image=(True, True, False), seed=3):
             ids[row, 1] = IMAGE_ID
     pixels = torch.randn(sum(with_image), 3, 4, 4, generator=rng)
     return {
-        "input_ids_BT": ids.masked_fill(~mask, 0), "attention_mask_BT": mask, "labels_BT": labels, "pixels_ICHW": pixels
+        "input_ids_BT": ids.masked_fill(~mask, 0), "attention_mask_BT": mask, "labels_BT": labels,
+        "media": {"image": pixels},
     }  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_7_the_text_loss_reaches_the_router_only_where_the_gate_is_used(selectio
 def test_8_padding_changes_nothing(balance, selection):
     model = toy_mole(balance=balance, selection=selection)
     short = toy_batch()
-    wide = {name: t if name == "pixels_ICHW" else torch.nn.functional.pad(t, (0, 5)) for name, t in short.items()}
+    wide = {name: t if name == "media" else torch.nn.functional.pad(t, (0, 5)) for name, t in short.items()}
     wide["labels_BT"][:, -5:] = -100
     a, b = model(**short), model(**wide)
     torch.testing.assert_close(a.nll_B, b.nll_B, atol=1e-5, rtol=1e-5)

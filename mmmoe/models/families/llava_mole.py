@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ MODALITIES = ("text", "image")
 
 class LlavaMole(nn.Module):
     """Tower, connector, image bounds and language model; `add_adapters` makes it a LLaVA-MoLE."""
+
+    kinds: tuple[str, ...] = ("image",)
+    """The kinds of media it takes."""
 
     def __init__(
         self, tower: Tower, connector: nn.Module, bounds: ImageBounds | None, language: nn.Module, max_positions: int
@@ -60,10 +64,19 @@ class LlavaMole(nn.Module):
         else:
             getattr(self.language, f"{prefix}_checkpointing_disable")()
 
+    def tower_of(self, kind: str) -> Tower:
+        """Returns the frozen encoder of a kind of media."""
+        assert kind in self.kinds, f"{kind} is none of {self.kinds}"
+        return self.tower
+
+    def positions(self, kind: str) -> int:
+        """Returns the positions that a placeholder of a kind takes in the language model."""
+        return self.tower_of(kind).num_tokens + (2 if self.bounds is not None else 0)
+
     @torch.no_grad()
-    def encode_images(self, pixels_ICHW: Tensor) -> Tensor:
-        """Returns the frozen tower's features (I, P, C)."""
-        features_IPC: Tensor = self.tower(pixels_ICHW)
+    def encode(self, kind: str, media: Tensor) -> Tensor:
+        """Returns the frozen tower's features (I, P, C) of pixels (I, C, H, W)."""
+        features_IPC: Tensor = self.tower_of(kind)(media)
         return features_IPC
 
     def forward(
@@ -71,10 +84,11 @@ class LlavaMole(nn.Module):
         input_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         labels_BT: Tensor | None = None,
-        pixels_ICHW: Tensor | None = None,
-        features_IPC: Tensor | None = None,
+        media: Mapping[str, Tensor] | None = None,
+        features: Mapping[str, Tensor] | None = None,
     ) -> ModelOutput:
-        """Returns per-sample losses. Ids hold IMAGE_ID where an image goes; images come as pixels or as features.
+        """Returns per-sample losses. Ids hold IMAGE_ID where an image goes; images come as `media["image"]`, pixels
+        (I, C, H, W), or as `features["image"]`, the tower's (I, P, C).
 
         A batch without images or without samples runs through every trained part all the same, with weight zero, so
         that processes stay in step when parameters are sharded.
@@ -84,7 +98,7 @@ class LlavaMole(nn.Module):
             input_ids_BT = input_ids_BT.new_zeros(1, 2)
             attention_mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
             labels_BT = None
-        spliced = self._splice(input_ids_BT, attention_mask_BT, labels_BT, pixels_ICHW, features_IPC)
+        spliced = self._splice(input_ids_BT, attention_mask_BT, labels_BT, media, features)
         with recording(self.routed, spliced.prompt()) as rows:
             hidden_BTD = self._decode(spliced)
         nll_B, num_targets_B = target_nll(hidden_BTD, spliced.labels_BT, self.language.get_output_embeddings())
@@ -99,11 +113,11 @@ class LlavaMole(nn.Module):
         self,
         input_ids_BT: Tensor,
         attention_mask_BT: Tensor,
-        pixels_ICHW: Tensor | None = None,
-        features_IPC: Tensor | None = None,
+        media: Mapping[str, Tensor] | None = None,
+        features: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Returns the logits (B, T, V) of every spliced position."""
-        spliced = self._splice(input_ids_BT, attention_mask_BT, None, pixels_ICHW, features_IPC)
+        spliced = self._splice(input_ids_BT, attention_mask_BT, None, media, features)
         with recording(self.routed, spliced.prompt()):
             logits_BTV: Tensor = self.language.get_output_embeddings()(self._decode(spliced))
         return logits_BTV
@@ -113,8 +127,8 @@ class LlavaMole(nn.Module):
         self,
         input_ids_BT: Tensor,
         attention_mask_BT: Tensor,
-        pixels_ICHW: Tensor | None = None,
-        features_IPC: Tensor | None = None,
+        media: Mapping[str, Tensor] | None = None,
+        features: Mapping[str, Tensor] | None = None,
         *,
         max_new_tokens: int,
         eos_id: int | None,
@@ -124,7 +138,7 @@ class LlavaMole(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            spliced = self._splice(input_ids_BT, attention_mask_BT, None, pixels_ICHW, features_IPC, left=True)
+            spliced = self._splice(input_ids_BT, attention_mask_BT, None, media, features, left=True)
             if spliced.mask_BT.shape[1] > self.max_positions:
                 raise ValueError(
                     f"a prompt of {spliced.mask_BT.shape[1]} positions is longer than the model's "
@@ -140,15 +154,16 @@ class LlavaMole(nn.Module):
         input_ids_BT: Tensor,
         mask_BT: Tensor,
         labels_BT: Tensor | None,
-        pixels_ICHW: Tensor | None,
-        features_IPC: Tensor | None,
+        media: Mapping[str, Tensor] | None,
+        features: Mapping[str, Tensor] | None,
         left: bool = False,
     ) -> Splice:
         mask_BT = mask_BT.bool()
         embed = self.language.get_input_embeddings()
         text_BTD = embed(input_ids_BT.masked_fill(~mask_BT | (input_ids_BT < 0), 0))
+        features_IPC, pixels_ICHW = (features or {}).get("image"), (media or {}).get("image")
         if features_IPC is None and pixels_ICHW is not None and pixels_ICHW.shape[0]:
-            features_IPC = self.encode_images(pixels_ICHW)
+            features_IPC = self.encode("image", pixels_ICHW)
         if features_IPC is not None and features_IPC.shape[0]:
             tokens_IPD = self._image_tokens(features_IPC)
         else:

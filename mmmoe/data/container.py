@@ -1,0 +1,36 @@
+"""Films and compressed sound through PyAV (FFmpeg), opened so that a hostile file reaches nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mp3,aac,ogg,flac,wav"
+"""What is opened. Playlists and lists of files, which name other files or addresses, are not among them."""
+
+
+@contextmanager
+def opened(data: bytes, what: str) -> Iterator[Any]:
+    """Opens a file in memory; whatever FFmpeg finds wrong inside the block becomes a ValueError.
+
+    Args:
+        data: The whole file.
+        what: Names it in messages.
+    """
+    import av  # loaded with the first film or mp3: most runs have none, and it brings all of FFmpeg
+
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+    try:
+        with av.open(BytesIO(data), mode="r", options=options, metadata_errors="ignore") as container:
+            yield container
+    except (av.FFmpegError, EOFError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{what} cannot be decoded ({error})") from error
+
+
+def declared_seconds(container: Any, stream: Any) -> float:
+    """Returns how long a stream says it is; 0 where it does not say."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return 0.0 if container.duration is None else container.duration / 1_000_000

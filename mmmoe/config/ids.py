@@ -1,7 +1,16 @@
-"""Two numbers that data and models agree on (LLaVA-1.5's values)."""
+"""The numbers and marks that data and models agree on."""
 
 IMAGE_ID = -200
 """Stands in the token ids for one image; models put the image's tokens in its place."""
+
+MEDIA_IDS = {"image": IMAGE_ID, "audio": -300, "video": -400, "speech": -500}
+"""Placeholder of each kind of media: LLaVA-1.5's and Uni-MoE's values; Uni-MoE has none for speech apart from sound.
+
+An image or video has one, speech and sound one a chunk.
+"""
+
+MEDIA_MARKS = {"image": "<image>", "audio": "<audio>", "video": "<video>", "speech": "<speech>"}
+"""What stands in a dialogue's text where an item of that kind belongs."""
 
 IGNORE_ID = -100
 """Label of a position that has no target."""

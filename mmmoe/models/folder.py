@@ -7,28 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig
 
 from mmmoe.paths import resolve
-
-
-def model_folder(path: str, where: str, what: str) -> Path:
-    """Returns a declared folder that has a configuration and weights.
-
-    Args:
-        path: as declared.
-        where: the key it stands under, for the message.
-        what: the kind of model that is wanted there.
-
-    Raises:
-        ValueError: It lacks one of the two.
-    """
-    folder = resolve(path)
-    missing = missing_in(path, what)
-    if missing:
-        raise ValueError(f"{where}: {missing}")
-    return folder
 
 
 def missing_in(path: str, what: str) -> str | None:
@@ -56,9 +39,7 @@ def folder_config(folder: Path, where: str = "language.path") -> dict[str, Any]:
     return fields
 
 
-def compare_declared(
-    folder: Path, declared: dict[str, Any], found: dict[str, Any], where: str = "model.language.config"
-) -> None:
+def compare_declared(folder: Path, declared: dict[str, Any], found: dict[str, Any], where: str) -> None:
     """Refuses a folder whose configuration is not the declared one, so that a plan tells the truth.
 
     Raises:
@@ -73,7 +54,7 @@ def compare_declared(
     if differing:
         raise ValueError(
             f"{folder / 'config.json'} differs from {where} ({'; '.join(differing)}); "
-            "write `config: null` to take the folder's own, or correct one of the two"
+            f"{'write `config: null` to take its own, or ' if where.endswith('config') else ''}correct one of the two"
         )
 
 
@@ -94,6 +75,37 @@ def declared_config(path: str | None, config: dict[str, Any] | None, where: str)
     if config is not None and unknown:
         raise ValueError(f"{where}.config has fields that {model_type} does not know: {unknown}")
     return built
+
+
+def pretrained(
+    model_class: Any, path: str, config: dict[str, Any] | None, where: str, what: str, prefix: str = ""
+) -> tuple[Any, str]:
+    """Returns the model of a local folder in float32, and the digest of its weights.
+
+    Args:
+        model_class: class of transformers.
+        path: folder, as declared.
+        config: declared fields that the folder's must equal.
+        where: what the fields are called in a message.
+        what: the kind of model that is wanted there, for messages.
+        prefix: of the tensors that must be there; others may be missing.
+
+    Raises:
+        ValueError: The folder is no model, another one than declared, or lacks weights.
+    """
+    missing = missing_in(path, what)
+    if missing:
+        raise ValueError(missing)
+    folder = resolve(path)
+    if config is not None:
+        compare_declared(folder, config, folder_config(folder), where)
+    model, report = model_class.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    lost = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
+    if lost:
+        raise ValueError(f"the weights in {folder} lack {len(lost)} tensors, the first are {lost[:5]}")
+    return model, weights_digest(folder)
 
 
 def weights_digest(folder: Path) -> str:

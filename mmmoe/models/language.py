@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def _pretrained(spec: PretrainedLanguage, dtype: torch.dtype) -> nn.Module:
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"language.path {folder} has no *.safetensors file; convert the weights to safetensors first")
     if spec.config is not None:
-        compare_declared(folder, spec.config, found)
+        compare_declared(folder, spec.config, found, "model.language.config")
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa",
         output_loading_info=True,

@@ -179,6 +179,16 @@ class SpeechDecoderSpec(QueryConnectorSpec):
     path: str | None = None
     """Folder of a Whisper model whose decoder has the declared sizes; null means fresh weights."""
 
+    def whisper_fields(self) -> dict[str, Any]:
+        """Returns the sizes as Whisper's configuration calls them."""
+        return {
+            "model_type": "whisper",
+            "d_model": self.width,
+            "decoder_layers": self.layers,
+            "decoder_attention_heads": self.heads,
+            "decoder_ffn_dim": self.inner or 4 * self.width,
+        }
+
 
 ChunkConnectorSpec = Annotated[AudioQFormerSpec | SpeechDecoderSpec, Field(discriminator="kind")]
 PartSpec = TowerSpec | ConnectorSpec | AudioQFormerSpec | SpeechDecoderSpec

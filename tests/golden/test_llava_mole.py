@@ -19,10 +19,10 @@ from mmmoe.models.lora.block import ProjectionExperts
 from mmmoe.models.lora.spec import BalanceSpec, ExpertsSpec, LoRASpec, RouterSpec
 from mmmoe.models.lora.tape import RoutingTape
 from mmmoe.models.spec import ConnectorSpec
-from mmmoe.models.towers.tower import Tower
+from mmmoe.models.towers.tower import ImageTower
 
 
-class GivenFeatures(Tower):
+class GivenFeatures(ImageTower):
     num_tokens, channels, image_size, key = 6, 24, 1, "given"
 
 
@@ -163,7 +163,7 @@ def test_model(case):
     ids, mask, labels = batch_of(case, real)
     features = [tensors[f"input.image_features.{i}"].clone().requires_grad_() for i in range(len(ids))]
 
-    output = model(ids, mask, labels, features_IPC=torch.cat(features))
+    output = model(ids, mask, labels, features={"image": torch.cat(features)})
     total = output.loss(int(output.num_targets_B.sum()), len(ids))
     assert torch.equal(output.num_targets_B, tensors["output.loss_mask"].sum(1))
     case.check("output.text_loss", output.nll_B.sum() / output.num_targets_B.sum())
@@ -175,8 +175,8 @@ def test_model(case):
     probability = (tensors["output.router_prob"] * real[None, :, :, None]).sum(2).transpose(0, 1)
     torch.testing.assert_close(output.routing.probability_BLE, probability, atol=1e-4, rtol=1e-5)
 
-    spliced = model._splice(ids, mask, labels, None, torch.cat(features))
-    logits = model.logits(ids, mask, features_IPC=torch.cat(features))
+    spliced = model._splice(ids, mask, labels, None, {"image": torch.cat(features)})
+    logits = model.logits(ids, mask, features={"image": torch.cat(features)})
     for name, value in (("inputs_embeds", spliced.embeddings_BTD), ("logits", logits), ("labels", spliced.labels_BT)):
         check_real(case, f"output.{name}", value, real)
 

@@ -12,7 +12,7 @@ from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import build_language
 from mmmoe.models.lora.spec import BalanceSpec, ExpertsSpec, LoRASpec, RouterSpec
 from mmmoe.models.spec import ConnectorSpec, ScratchLanguage
-from mmmoe.models.towers.tower import Tower
+from mmmoe.models.towers.tower import ImageTower
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2,
@@ -20,7 +20,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-class ToyTower(Tower):
+class ToyTower(ImageTower):
     """One linear map of 2 x 2 cells of a 4 x 4 image."""
 
     num_tokens, channels, image_size, key = 4, 12, 4, "toy"
@@ -84,7 +84,8 @@ def toy_batch(lengths=(9, 12, 7), with_image=(True, True, False), seed=3):
             ids[row, 1] = IMAGE_ID
     pixels = torch.randn(sum(with_image), 3, 4, 4, generator=rng)
     return {
-        "input_ids_BT": ids.masked_fill(~mask, 0), "attention_mask_BT": mask, "labels_BT": labels, "pixels_ICHW": pixels
+        "input_ids_BT": ids.masked_fill(~mask, 0), "attention_mask_BT": mask, "labels_BT": labels,
+        "media": {"image": pixels},
     }  # fmt: skip
 
 

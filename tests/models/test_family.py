@@ -37,9 +37,9 @@ def test_shares_of_single_samples_add_up_to_the_batch():
     parts = None
     images = 0
     for row in range(3):
-        one = {name: t[row : row + 1] for name, t in batch.items() if name != "pixels_ICHW"}
+        one = {name: t[row : row + 1] for name, t in batch.items() if name != "media"}
         used = int((one["input_ids_BT"] == IMAGE_ID).sum())
-        one["pixels_ICHW"] = batch["pixels_ICHW"][images : images + used]
+        one["media"] = {"image": batch["media"]["image"][images : images + used]}
         images += used
         part = gradients(model, one, 9, 3)
         parts = part if parts is None else {n: parts[n] + g for n, g in part.items()}
@@ -53,10 +53,10 @@ def test_features_stand_for_pixels():
     model = toy_mole()
     batch = toy_batch()
     by_pixels = model(**batch)
-    features = model.encode_images(batch.pop("pixels_ICHW"))
+    features = model.encode("image", batch.pop("media")["image"])
     assert features.shape == (2, 4, 12)
     assert not features.requires_grad
-    assert torch.equal(model(**batch, features_IPC=features).nll_B, by_pixels.nll_B)
+    assert torch.equal(model(**batch, features={"image": features}).nll_B, by_pixels.nll_B)
 
 
 @pytest.mark.parametrize("selection", ["top1", "dense"])
@@ -75,7 +75,7 @@ def test_checkpointing_changes_no_gradient(selection):
 def test_batches_without_images_touch_every_trained_parameter(samples):
     model = toy_mole()
     batch = toy_batch(lengths=(6,), with_image=(False,))
-    batch = {name: t[:samples] for name, t in batch.items()}
+    batch = {name: t if name == "media" else t[:samples] for name, t in batch.items()}
     model.zero_grad()
     output = model(**batch)
     assert output.nll_B.shape == output.auxiliary["balance"].shape == (samples,)
@@ -104,10 +104,10 @@ def greedy(model, batch, row, steps):
     length = int(batch["attention_mask_BT"][row].sum())
     ids = batch["input_ids_BT"][row : row + 1, :length]
     before = int((batch["input_ids_BT"][:row] == IMAGE_ID).sum())
-    pixels = batch["pixels_ICHW"][before : before + int((ids == IMAGE_ID).sum())]
+    pixels = batch["media"]["image"][before : before + int((ids == IMAGE_ID).sum())]
     produced = []
     for _ in range(steps):
-        token = int(model.logits(ids, torch.ones_like(ids).bool(), pixels)[0, -1].argmax())
+        token = int(model.logits(ids, torch.ones_like(ids).bool(), {"image": pixels})[0, -1].argmax())
         produced.append(token)
         ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
     return produced
@@ -125,7 +125,7 @@ def left_padded(batch):
 def test_generation_with_cache_equals_running_everything_anew():
     model, batch = toy_mole().train(), toy_batch()
     ids, mask = left_padded(batch)
-    rows = model.generate(ids, mask, batch["pixels_ICHW"], max_new_tokens=6, eos_id=None)
+    rows = model.generate(ids, mask, batch["media"], max_new_tokens=6, eos_id=None)
     assert model.training
     assert not model.tower.training
     model.eval()
@@ -135,9 +135,9 @@ def test_generation_with_cache_equals_running_everything_anew():
 def test_generation_stops_at_the_end_token():
     model, batch = toy_mole().eval(), toy_batch()
     ids, mask = left_padded(batch)
-    free = model.generate(ids, mask, batch["pixels_ICHW"], max_new_tokens=6, eos_id=None)
+    free = model.generate(ids, mask, batch["media"], max_new_tokens=6, eos_id=None)
     end = free[0][2]
-    stopped = model.generate(ids, mask, batch["pixels_ICHW"], max_new_tokens=6, eos_id=end)
+    stopped = model.generate(ids, mask, batch["media"], max_new_tokens=6, eos_id=end)
     assert stopped == [row[: row.index(end)] if end in row else row for row in free]
 
 
@@ -161,7 +161,7 @@ def test_a_copy_has_a_tape_of_its_own():
 def test_prompts_that_do_not_fit_are_refused():
     ids, mask = left_padded(toy_batch())
     with pytest.raises(ValueError, match="a prompt of 17 positions is longer than the model's 12"):
-        toy_model(max_positions=12).generate(ids, mask, toy_batch()["pixels_ICHW"], max_new_tokens=1, eos_id=None)
+        toy_model(max_positions=12).generate(ids, mask, toy_batch()["media"], max_new_tokens=1, eos_id=None)
 
 
 @pytest.mark.parametrize("selection", ["top1", "top1_gated", "dense"])

@@ -1,4 +1,4 @@
-"""Uni-MoE's audio connector: a Q-former of BLIP-2 whose learned queries read a chunk's features, then a linear layer."""
+"""Uni-MoE's audio connector: a Q-former of BLIP-2 whose learned queries read a chunk's features, then a linear."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from mmmoe.models.folder import model_folder
+from mmmoe.models.folder import pretrained
 from mmmoe.models.spec import SpeechDecoderSpec
 
 
@@ -43,19 +43,10 @@ class SpeechDecoder(nn.Module):
 
 
 def _decoder(spec: SpeechDecoderSpec) -> nn.Module:
-    config = WhisperConfig(
-        d_model=spec.width,
-        decoder_layers=spec.layers,
-        decoder_attention_heads=spec.heads,
-        decoder_ffn_dim=spec.inner or 4 * spec.width,
-        max_target_positions=spec.queries,
-        dropout=spec.dropout,
-        vocab_size=1,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=0,
-        decoder_start_token_id=0,
-    )
+    fields = spec.whisper_fields()
+    fields.pop("model_type")
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = WhisperConfig(**fields, **ids, max_target_positions=spec.queries, dropout=spec.dropout, vocab_size=1)
     decoder: nn.Module = WhisperDecoder(config)
     del decoder.embed_tokens  # never read: queries come as embeddings
     return decoder
@@ -68,23 +59,12 @@ def _read(spec: SpeechDecoderSpec) -> dict[str, Tensor]:
         ValueError: The folder is none, or of other sizes than the spec says.
     """
     assert spec.path is not None
-    folder = model_folder(spec.path, "connector.path", "Whisper")
-    whisper = WhisperModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-    found, declared = whisper.config, spec.model_dump()
-    sizes = {
-        "width": found.d_model,
-        "layers": found.decoder_layers,
-        "heads": found.decoder_attention_heads,
-    }
-    differing = [f"{key} is {declared[key]}, there {size}" for key, size in sizes.items() if declared[key] != size]
-    inner = spec.inner or 4 * spec.width
-    if found.decoder_ffn_dim != inner:
-        differing.append(f"inner is {inner}, there {found.decoder_ffn_dim}")
-    if spec.queries > found.max_target_positions:
-        differing.append(f"queries is {spec.queries}, more than its {found.max_target_positions} positions")
-    if differing:
-        raise ValueError(f"connector.path {folder} holds a decoder of other sizes: {'; '.join(differing)}")
+    whisper, _ = pretrained(
+        WhisperModel, spec.path, spec.whisper_fields(), "the connector's sizes", "Whisper", "decoder."
+    )
     state: dict[str, Tensor] = whisper.decoder.state_dict()
+    positions_PC = state["embed_positions.weight"]
+    if spec.queries > len(positions_PC):
+        raise ValueError(f"connector.queries is {spec.queries}, but {spec.path} has {len(positions_PC)} positions")
     state.pop("embed_tokens.weight")
-    state["embed_positions.weight"] = state["embed_positions.weight"][: spec.queries]
-    return state
+    return state | {"embed_positions.weight": positions_PC[: spec.queries]}

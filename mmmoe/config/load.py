@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mmmoe.config.override import apply_overrides
 from mmmoe.config.spec import Spec
 from mmmoe.config.tree import Route, Tree, dotted, read, shorten
 
 S = TypeVar("S", bound=Spec)
+
+DISCRIMINATORS = ("kind", "family")
+"""Fields by which a declaration says which of several specs it is."""
 
 
 class ConfigError(ValueError):
@@ -28,7 +31,7 @@ class ConfigError(ValueError):
 
 
 def load(path: Path, spec_type: type[S], overrides: list[str] | None = None) -> S:
-    """Returns the spec that a YAML file and its overrides declare.
+    """Returns the spec that a YAML file and its overrides declare; the type may be a union of specs.
 
     Raises:
         ConfigError: with one line a problem: file:line, key path, what is wrong, the nearest known key.
@@ -42,7 +45,7 @@ def load(path: Path, spec_type: type[S], overrides: list[str] | None = None) -> 
         raise ConfigError(shorten(path), tree.errors)
     spec = None
     try:
-        spec = spec_type.model_validate(tree.data)
+        spec = TypeAdapter(spec_type).validate_python(tree.data)
     except ValidationError as error:
         tree.errors += [_line(tree, spec_type, dict(item)) for item in error.errors(include_url=False)]
     if tree.errors or spec is None:
@@ -74,10 +77,10 @@ def _line(tree: Tree, spec_type: type[Spec], item: dict[str, Any]) -> str:
 def _real_route(data: Any, loc: tuple[str | int, ...]) -> Route:
     """Returns pydantic's location without the tags of unions, which no file contains."""
     route: list[str | int] = []
-    may_be_tag = False
+    may_be_tag = True
     for position, part in enumerate(loc):
         is_last = position == len(loc) - 1
-        if may_be_tag and isinstance(data, dict) and data.get("kind") == part:
+        if may_be_tag and isinstance(data, dict) and part in [data.get(key) for key in DISCRIMINATORS]:
             may_be_tag = False  # the same word may be a key: an adapter of kind `experts` has `experts`
             continue
         if _holds(data, part):
@@ -96,7 +99,7 @@ def _holds(data: Any, part: str | int) -> bool:
 
 def _fields(spec_type: Any, loc: tuple[str | int, ...]) -> list[str]:
     """Returns the field names of the spec that stands at a location."""
-    models = [spec_type]
+    models = _models(spec_type)
     for part in loc:
         inner: list[Any] = []
         if len(models) > 1 and (tagged := [model for model in models if part in _tags(model)]):
@@ -112,8 +115,8 @@ def _fields(spec_type: Any, loc: tuple[str | int, ...]) -> list[str]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    kind = model.model_fields.get("kind")
-    return typing.get_args(kind.annotation) if kind else ()
+    fields = [model.model_fields[key] for key in DISCRIMINATORS if key in model.model_fields]
+    return tuple(tag for field in fields for tag in typing.get_args(field.annotation))
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import nn
 
 from mmmoe.models.lora.inject import inject
+from mmmoe.models.lora.routing import Routed
 from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
-from mmmoe.models.lora.tape import RoutingTape
 from mmmoe.models.moe.place import ExpertPlace
 from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.moe.upcycle import upcycle
@@ -17,8 +17,8 @@ from mmmoe.models.moe.upcycle import upcycle
 AdapterSpec = Annotated[LoRASpec | ExpertsSpec | MoESpec, Field(discriminator="kind")]
 
 
-def adapt(model: nn.Module, spec: AdapterSpec, place: ExpertPlace) -> RoutingTape | None:
-    """Puts one adapter into a model and returns the tape of its routers, None where it has none.
+def adapt(model: nn.Module, spec: AdapterSpec, place: ExpertPlace) -> Routed | None:
+    """Puts one adapter into a model and returns its routers' balance and tape, None where it has none.
 
     Args:
         model: the whole model; sites are names in it.

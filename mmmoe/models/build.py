@@ -1,4 +1,4 @@
-"""From a declaration to a model: one table from family to builder, nothing registers itself."""
+"""From a declaration to a model: tables from family and tower to builder, nothing registers itself."""
 
 from __future__ import annotations
 
@@ -8,20 +8,35 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmmoe.models.adapters import AdapterSpec
+from mmmoe.models.connectors.audio_qformer import AudioQFormer
 from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
+from mmmoe.models.connectors.speech_decoder import SpeechDecoder
 from mmmoe.models.families.llava_mole import LlavaMole
+from mmmoe.models.families.uni_moe import UniMoE
 from mmmoe.models.language import build_language
 from mmmoe.models.moe.place import ALONE, ExpertPlace
-from mmmoe.models.spec import ModelSpec, OpenCLIPTower, TowerSpec
+from mmmoe.models.spec import (
+    AudioQFormerSpec,
+    FamilySpec,
+    LlavaMoleSpec,
+    ModelSpec,
+    SpeechDecoderSpec,
+    TowerSpec,
+    UniMoESpec,
+)
+from mmmoe.models.spliced import SplicedModel
+from mmmoe.models.towers.ast import ASTTower
 from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0Tower
 from mmmoe.models.towers.open_clip import CLIPTower
-from mmmoe.models.towers.tower import Tower
+from mmmoe.models.towers.spectrogram_efficientnet import SpectrogramEfficientNetTower
+from mmmoe.models.towers.whisper import WhisperTower
 
 
-def build_model(spec: ModelSpec, seed: int, *, meta: bool = False) -> LlavaMole:
+def build_model(spec: ModelSpec, seed: int, *, meta: bool = False) -> SplicedModel:
     """Returns the declared model without adapters.
 
     Args:
@@ -33,38 +48,80 @@ def build_model(spec: ModelSpec, seed: int, *, meta: bool = False) -> LlavaMole:
         return BUILDERS[spec.family](spec, seed, meta)
 
 
-def add_adapters(model: LlavaMole, specs: list[AdapterSpec], seed: int, place: ExpertPlace = ALONE) -> None:
+def add_adapters(model: SplicedModel, specs: list[AdapterSpec], seed: int, place: ExpertPlace = ALONE) -> None:
     """Adds a stage's adapters; their fresh weights are a pure function of the seed and of how many came before."""
     meta = model.device.type == "meta"
     with torch.device("meta") if meta else nullcontext(), _seeded(seed, f"adapters{len(model.adapters)}"):
         model.add_adapters(specs, place)
 
 
-def build_tower(spec: TowerSpec, *, meta: bool = False) -> Tower:
-    """Returns the declared image encoder, frozen."""
-    if isinstance(spec, OpenCLIPTower):
-        return CLIPTower(spec, meta=meta)
-    return EfficientNetLite0Tower(spec, meta=meta)
+def build_tower(spec: TowerSpec, *, meta: bool = False) -> Any:
+    """Returns the declared encoder, frozen."""
+    return TOWERS[spec.kind](spec, meta=meta)
 
 
-def _llava_mole(spec: ModelSpec, seed: int, meta: bool) -> LlavaMole:
+def _llava_mole(spec: LlavaMoleSpec, seed: int, meta: bool) -> LlavaMole:
     with _seeded(seed, "tower"):
         tower = build_tower(spec.tower, meta=meta)
-    with _seeded(seed, "language"):
-        language = build_language(spec.language, meta=meta)
-    config: Any = language.config
+    language, max_positions = _language(spec, seed, meta)
     with _seeded(seed, "connector"):
-        connector = MLPConnector(spec.connector, tower.channels, config.hidden_size, tower.num_tokens)
-        bounds = ImageBounds(config.hidden_size) if spec.image_bounds else None
-    max_positions = spec.max_positions or config.max_position_embeddings
-    if max_positions > config.max_position_embeddings:
-        raise ValueError(
-            f"max_positions is {max_positions}, but the language model has {config.max_position_embeddings} positions"
-        )
+        width = language.config.hidden_size
+        connector = MLPConnector(spec.connector, tower.channels, width, tower.num_tokens)
+        bounds = ImageBounds(width) if spec.image_bounds else None
     return LlavaMole(tower, connector, bounds, language, max_positions)
 
 
-BUILDERS: dict[str, Callable[[ModelSpec, int, bool], LlavaMole]] = {"llava_mole": _llava_mole}
+def _uni_moe(spec: UniMoESpec, seed: int, meta: bool) -> UniMoE:
+    language, max_positions = _language(spec, seed, meta)
+    towers, connectors = dict[str, Any](), dict[str, nn.Module]()
+    for kind in ("image", "speech", "audio"):
+        part = getattr(spec, kind)
+        if part is None:
+            continue
+        with _seeded(seed, f"tower.{kind}"), _placed(kind):
+            towers[kind] = build_tower(part.tower, meta=meta)
+        with _seeded(seed, f"connector.{kind}"), _placed(kind):
+            connectors[kind] = _connector(part.connector, towers[kind], language.config.hidden_size, meta)
+    return UniMoE(towers, connectors, language, max_positions, spec.frames)
+
+
+def _connector(spec: Any, tower: Any, width: int, meta: bool) -> nn.Module:
+    if isinstance(spec, AudioQFormerSpec):
+        return AudioQFormer(spec, tower.channels, width)
+    if isinstance(spec, SpeechDecoderSpec):
+        return SpeechDecoder(spec, tower.channels, width, meta=meta)
+    return MLPConnector(spec, tower.channels, width, tower.num_tokens)
+
+
+def _language(spec: FamilySpec, seed: int, meta: bool) -> tuple[Any, int]:
+    """Returns the language model and the longest sequence."""
+    with _seeded(seed, "language"):
+        language: Any = build_language(spec.language, meta=meta)
+    most = language.config.max_position_embeddings
+    max_positions = spec.max_positions or most
+    if max_positions > most:
+        raise ValueError(f"max_positions is {max_positions}, but the language model has {most} positions")
+    return language, max_positions
+
+
+BUILDERS: dict[str, Callable[[Any, int, bool], SplicedModel]] = {"llava_mole": _llava_mole, "uni_moe": _uni_moe}
+
+TOWERS: dict[str, Callable[..., Any]] = {
+    "open_clip": CLIPTower,
+    "efficientnet_lite0": EfficientNetLite0Tower,
+    "whisper": WhisperTower,
+    "ast": ASTTower,
+    "spectrogram_efficientnet": SpectrogramEfficientNetTower,
+}
+
+
+@contextmanager
+def _placed(kind: str) -> Iterator[None]:
+    """Puts the kind before the key path that a part's message begins with."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from error
 
 
 @contextmanager

@@ -1,13 +1,17 @@
-"""Puts image tokens in the place of their placeholders (LLaVA-1.5's splice, computed as one gather)."""
+"""Puts the tokens of images, videos and sounds in the place of their placeholders, computed as one gather."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.config.ids import IGNORE_ID, MEDIA_IDS, MEDIA_MARKS
+
+Items = Tensor | list[Tensor]
+"""Tokens of the items of one kind: (I, P, D), or one (P, D) an item when their numbers differ."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,9 @@ class Splice:
     position_BT: Tensor
     """0, 1, ... over a row's real positions, 0 at padding."""
     labels_BT: Tensor | None
-    """IGNORE_ID at image positions and padding."""
-    is_image_BT: Tensor
-    """True where a token of an image stands."""
+    """IGNORE_ID at positions of media and padding."""
+    kind_BT: Tensor
+    """int64: 0 at text and padding, else the place of the item's kind among the given ones, counted from 1."""
 
     def prompt(self) -> Tensor:
         """Returns the real positions (B, T) before a row's first target; all of them in a row without targets."""
@@ -37,74 +41,93 @@ def splice(
     text_BTD: Tensor,
     input_ids_BT: Tensor,
     mask_BT: Tensor,
-    images: Tensor | list[Tensor],
+    items: Mapping[str, Items],
     labels_BT: Tensor | None = None,
     *,
     max_positions: int | None = None,
     left: bool = False,
 ) -> Splice:
-    """Returns the batch with each placeholder replaced by its image's tokens.
+    """Returns the batch with each placeholder replaced by its item's tokens.
 
-    Images are taken in reading order over the batch; a row without a placeholder takes none (LLaVA-1.5's code takes
-    one and throws it away). Padding inside the mask's rows is dropped first, and put back at one side.
+    Items of a kind are taken in reading order over the batch; a row without a placeholder takes none (LLaVA-1.5's code
+    takes one and throws it away). Padding inside the mask's rows is dropped first, and put back at one side.
 
     Args:
         text_BTD: embeddings of the ids; what stands at a placeholder is not read.
-        input_ids_BT: ids, IMAGE_ID for an image.
+        input_ids_BT: ids, those of MEDIA_IDS for items.
         mask_BT: True at real positions.
-        images: tokens of the images (I, M, D), or one (M, D) an image when their number differs.
+        items: tokens by kind.
         labels_BT: targets.
         max_positions: longer rows are cut on the right.
         left: put padding on the left, as generation wants it.
 
     Raises:
-        ValueError: if the batch has not as many placeholders as images.
+        ValueError: if the batch has not as many placeholders of a kind as items.
     """
     batch, length, width = text_BTD.shape
-    image_ND, sizes_I = _flatten(images, text_BTD)
-    is_image_BT = (input_ids_BT == IMAGE_ID) & mask_BT
-    num_placeholders = int(is_image_BT.sum())
-    if num_placeholders != sizes_I.numel():
-        raise ValueError(
-            f"the batch has {num_placeholders} image placeholders and {sizes_I.numel()} images; "
-            "each <image> of a dialogue needs one image, in reading order"
-        )
-    source_BT, position_BT, kept_BT = _plan(is_image_BT, mask_BT, sizes_I, max_positions, left)
-    zero_1D = text_BTD.new_zeros(1, width)
-    pool_ND = torch.cat([text_BTD.reshape(batch * length, width), image_ND, zero_1D])
+    flat = {kind: _flatten(of_kind, text_BTD) for kind, of_kind in items.items()}
+    _check_numbers(input_ids_BT, mask_BT, {kind: len(sizes_I) for kind, (_, sizes_I) in flat.items()})
+    extent_BT, first_BT = _extents(input_ids_BT, mask_BT, flat)
+    # Rows that positions are gathered from: text, the kinds one after the other, one of zeros for padding.
+    parts = [batch * length, *(len(tokens_ND) for tokens_ND, _ in flat.values()), 1]
+    source_BT, position_BT, kept_BT = _plan(extent_BT, first_BT, sum(parts) - 1, max_positions, left)
+    tokens = [tokens_ND for tokens_ND, _ in flat.values()]
+    pool_ND = torch.cat([text_BTD.reshape(batch * length, width), *tokens, text_BTD.new_zeros(1, width)])
     embeddings_BTD = pool_ND.index_select(0, source_BT.reshape(-1)).view(*source_BT.shape, width)
     labels = None
     if labels_BT is not None:
-        ignored = labels_BT.new_full((image_ND.shape[0] + 1,), IGNORE_ID)
+        ignored = labels_BT.new_full((sum(parts[1:]),), IGNORE_ID)
         labels = torch.cat([labels_BT.reshape(-1), ignored])[source_BT]
-    num_text = batch * length
-    is_image_BT = (source_BT >= num_text) & (source_BT < num_text + image_ND.shape[0])
-    return Splice(embeddings_BTD, kept_BT, position_BT, labels, is_image_BT)
+    kinds = torch.tensor([*range(len(parts) - 1), 0], device=text_BTD.device)
+    kind_N = kinds.repeat_interleave(torch.tensor(parts, device=text_BTD.device), output_size=sum(parts))
+    return Splice(embeddings_BTD, kept_BT, position_BT, labels, kind_N[source_BT])
 
 
-def _flatten(images: Tensor | list[Tensor], text_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(images, Tensor):
-        sizes_I = torch.full((images.shape[0],), images.shape[1], device=text_BTD.device)
-        return images.reshape(-1, text_BTD.shape[-1]).to(text_BTD.dtype), sizes_I
-    sizes_I = torch.tensor([len(image_MD) for image_MD in images], dtype=torch.int64, device=text_BTD.device)
+def _flatten(items: Items, text_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns all tokens (N, D) of a kind and each item's number of them (I,)."""
+    if isinstance(items, Tensor):
+        sizes_I = torch.full((items.shape[0],), items.shape[1], device=text_BTD.device)
+        return items.reshape(-1, text_BTD.shape[-1]).to(text_BTD.dtype), sizes_I
+    sizes_I = torch.tensor([len(item_PD) for item_PD in items], dtype=torch.int64, device=text_BTD.device)
     empty_ND = text_BTD.new_zeros(0, text_BTD.shape[-1])
-    return torch.cat([empty_ND, *(image_MD.to(text_BTD.dtype) for image_MD in images)]), sizes_I
+    return torch.cat([empty_ND, *(item_PD.to(text_BTD.dtype) for item_PD in items)]), sizes_I
+
+
+def _check_numbers(input_ids_BT: Tensor, mask_BT: Tensor, given: dict[str, int]) -> None:
+    ids_N = input_ids_BT[mask_BT]
+    counts = torch.stack([(ids_N == number).sum() for number in MEDIA_IDS.values()]).tolist()
+    for kind, count in zip(MEDIA_IDS, counts, strict=True):
+        if kind not in given and count:
+            raise ValueError(
+                f"the batch has {count} {kind} placeholders, but the model takes no {kind}; "
+                f"leave {MEDIA_MARKS[kind]} out of the dialogues, or declare a tower for it"
+            )
+        if count != given.get(kind, 0):
+            raise ValueError(
+                f"the batch has {count} {kind} placeholders and {given[kind]} {kind} items; "
+                f"each {MEDIA_MARKS[kind]} of a dialogue needs its own (a sound one for each chunk), in reading order"
+            )
+
+
+def _extents(input_ids_BT: Tensor, mask_BT: Tensor, flat: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Returns how many positions each id takes (0 where it is not real) and at which row of the pool they begin."""
+    extent_BT = mask_BT.to(torch.int64)
+    num_pool = input_ids_BT.numel()
+    first_BT = torch.arange(num_pool, device=input_ids_BT.device).view_as(input_ids_BT)
+    for kind, (tokens_ND, sizes_I) in flat.items():
+        is_kind_BT = (input_ids_BT == MEDIA_IDS[kind]) & mask_BT
+        extent_BT = extent_BT.masked_scatter(is_kind_BT, sizes_I)
+        first_BT = first_BT.masked_scatter(is_kind_BT, num_pool + sizes_I.cumsum(0) - sizes_I)
+        num_pool += len(tokens_ND)
+    return extent_BT, first_BT
 
 
 def _plan(
-    is_image_BT: Tensor, mask_BT: Tensor, sizes_I: Tensor, max_positions: int | None, left: bool
+    extent_BT: Tensor, first_BT: Tensor, padding: int, max_positions: int | None, left: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns for each spliced position its row in the pool [text, images, zero], its number and whether it is real."""
-    batch, length = mask_BT.shape
-    device = mask_BT.device
-    num_text, num_image = batch * length, int(sizes_I.sum())
-    is_image_N, extent_N = is_image_BT.reshape(-1), mask_BT.reshape(-1).to(torch.int64)
-    extent_N = extent_N.masked_scatter(is_image_N, sizes_I)
-    first_N = torch.arange(num_text, device=device)
-    first_N = first_N.masked_scatter(is_image_N, num_text + sizes_I.cumsum(0) - sizes_I)
-
-    extent_BT = extent_N.view(batch, length)
-    row_B = extent_BT.sum(1)
+    """Returns for each spliced position its row in the pool (or `padding`), its number and whether it is real."""
+    batch, device = extent_BT.shape[0], extent_BT.device
+    extent_N, first_N, row_B = extent_BT.reshape(-1), first_BT.reshape(-1), extent_BT.sum(1)
     kept_B = row_B if max_positions is None else row_B.clamp(max=max_positions)
     longest = int(kept_B.max()) if batch else 0
 
@@ -118,7 +141,7 @@ def _plan(
     row, source, number = row[keep], source[keep], number[keep]
     column = number + (longest - kept_B)[row] if left else number
 
-    source_BT = torch.full((batch, longest), num_text + num_image, dtype=torch.int64, device=device)
+    source_BT = torch.full((batch, longest), padding, dtype=torch.int64, device=device)
     position_BT = torch.zeros(batch, longest, dtype=torch.int64, device=device)
     kept_BT = torch.zeros(batch, longest, dtype=torch.bool, device=device)
     source_BT[row, column], position_BT[row, column], kept_BT[row, column] = source, number, True

@@ -14,9 +14,9 @@ from mmmoe.kernels.measure import Result, compare, one_thread, take_turns
 from mmmoe.log import console
 from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
-from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
 from mmmoe.models.lora.spec import ExpertsSpec
+from mmmoe.models.spliced import SplicedModel
 from mmmoe.stages.plan import with_size
 from mmmoe.stages.spec import RunSpec
 
@@ -55,21 +55,23 @@ def bench_step(spec: RunSpec) -> list[Result]:
     ]
 
 
-def _model(spec: RunSpec, adapters: list[AdapterSpec], trains: list[str]) -> LlavaMole:
+def _model(spec: RunSpec, adapters: list[AdapterSpec], trains: list[str]) -> SplicedModel:
     model = build_model(spec.model, spec.seed)
     add_adapters(model, adapters, spec.seed)
     freeze(model, trains, canonical)
     return model.to(dist.device()).train()
 
 
-def _inputs(model: LlavaMole, rows: int) -> dict[str, Any]:
+def _inputs(model: SplicedModel, rows: int) -> dict[str, Any]:
     device = model.device
     generator = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(5, 1000, (rows, TOKENS), generator=generator)
     ids_BT[:, 1] = IMAGE_ID
     labels_BT = torch.full_like(ids_BT, IGNORE_ID)
     labels_BT[:, -TARGETS:] = ids_BT[:, -TARGETS:]
-    features_IPC = torch.randn(rows, model.tower.num_tokens, model.tower.channels, generator=generator)
+    features_IPC = torch.randn(
+        rows, model.tower_of("image").num_tokens, model.tower_of("image").channels, generator=generator
+    )
     mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     return {
         "input_ids_BT": ids_BT.to(device),
@@ -79,7 +81,7 @@ def _inputs(model: LlavaMole, rows: int) -> dict[str, Any]:
     }
 
 
-def _step(model: LlavaMole, inputs: dict[str, Any]) -> None:
+def _step(model: SplicedModel, inputs: dict[str, Any]) -> None:
     rows = inputs["input_ids_BT"].shape[0]
     model(**inputs).loss(float(rows * TARGETS), float(rows)).backward()
     model.zero_grad(set_to_none=True)

@@ -18,7 +18,8 @@ from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.lora.spec import BalanceSpec, LoRASpec
 from mmmoe.models.moe.spec import MoESpec
-from mmmoe.models.spec import ModelSpec, PretrainedLanguage
+from mmmoe.models.spec import ModelSpec
+from mmmoe.models.weights import weight_files
 from mmmoe.stages.assembly import Part, digests
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.heritage import Heritage
@@ -70,7 +71,8 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
     declared = stage.model_dump(mode="json", exclude={"reuse", "init_from"})
     declared["training"].pop("checkpoint")
     world = dist.world_size()
-    if not any(_depends_on_cut(adapter) for adapter in adapters_in(run, stage)):
+    dropout = max(getattr(part, "dropout", 0.0) for part in run.model.parts().values())
+    if dropout == 0 and not any(_depends_on_cut(adapter) for adapter in adapters_in(run, stage)):
         declared["training"].pop("micro_batch")
         world = 0
     parent = (heritage.path / "manifest.json").read_bytes() if heritage else b""
@@ -109,11 +111,7 @@ def _is_balanced_by_cut(balance: BalanceSpec) -> bool:
 
 def _weights(spec: ModelSpec) -> list[tuple[str, int, int]]:
     """Names the base weights' files by size and time: hashing gigabytes at every start would take minutes."""
-    files: list[Path] = []
-    if isinstance(spec.language, PretrainedLanguage):
-        files += sorted(paths.resolve(spec.language.path).glob("*.safetensors"))
-    tower = getattr(spec.tower, "path", None)
-    files += [paths.resolve(tower)] if tower else []
+    files = [file for part in (spec.language, *spec.parts().values()) for file in weight_files(part)]
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.lora.block import FFNExperts
 from mmmoe.models.lora.routing import Routed
 from mmmoe.models.lora.spec import ExpertsSpec
 from mmmoe.models.moe.spec import MoESpec
+from mmmoe.models.spliced import SplicedModel
 from mmmoe.stages.spec import StageSpec
 
 
-def check_coefficients(model: LlavaMole, stage: StageSpec) -> None:
+def check_coefficients(model: SplicedModel, stage: StageSpec) -> None:
     """Refuses a stage that weighs a term which no parameter of its adapter learns from, or trains what cannot learn.
 
     Adapters of earlier stages may stay frozen: their terms are then told in the log and no part of the loss.
@@ -30,13 +30,13 @@ def check_coefficients(model: LlavaMole, stage: StageSpec) -> None:
         raise ValueError("\n".join(f"stages.{stage.name}.{text}" for text in idle))
 
 
-def idle_declarations(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
+def idle_declarations(model: SplicedModel, stage: StageSpec) -> Iterator[str]:
     """Yields a sentence for each coefficient and each trained weight of the stage that reaches nothing."""
     yield from idle_coefficients(model, stage)
     yield from untrainable_blocks(model)
 
 
-def idle_coefficients(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
+def idle_coefficients(model: SplicedModel, stage: StageSpec) -> Iterator[str]:
     """Yields a sentence for each coefficient of the stage's own adapters whose routers are all frozen."""
     specs = [(place, spec) for place, spec in enumerate(stage.adapters) if isinstance(spec, ExpertsSpec | MoESpec)]
     own = model.routed[len(model.routed) - len(specs) :]
@@ -50,7 +50,7 @@ def idle_coefficients(model: LlavaMole, stage: StageSpec) -> Iterator[str]:
             )
 
 
-def untrainable_blocks(model: LlavaMole) -> Iterator[str]:
+def untrainable_blocks(model: SplicedModel) -> Iterator[str]:
     """Yields a sentence if the stage frees base weights of blocks that are mixed as a whole: they get no gradient."""
     blocks = {name: block for name, block in model.named_modules() if isinstance(block, FFNExperts)}
     freed = [name for name, block in blocks.items() if any(p.requires_grad for p in block.base.parameters())]
@@ -76,6 +76,6 @@ def _other_cure(spec: ExpertsSpec | MoESpec, key: str) -> str:
     return ", or set balance: {kind: none}" if learns_alone else ""
 
 
-def _is_trained(model: LlavaMole, routed: Routed) -> bool:
+def _is_trained(model: SplicedModel, routed: Routed) -> bool:
     modules: list[Any] = [model.get_submodule(site) for site in routed.tape.sites]
     return any(parameter.requires_grad for module in modules for parameter in module.router.parameters())

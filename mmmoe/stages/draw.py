@@ -22,16 +22,13 @@ from mmmoe.data.transform import Transform
 from mmmoe.data.transforms import ImageTransform
 from mmmoe.data.video import VideoTransform
 from mmmoe.log import console
-from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import tokenizer_folder
+from mmmoe.models.spliced import SplicedModel
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec, StageSpec
 
-FRAMES = 8
-"""Pictures of a film where the model does not say (Uni-MoE's number)."""
 
-
-def draw(run: RunSpec, stage: StageSpec, model: LlavaMole, folder: RunFolder) -> StepLoader:
+def draw(run: RunSpec, stage: StageSpec, model: SplicedModel, folder: RunFolder) -> StepLoader:
     """Returns this process's micro-batches by step; collective when media have to be encoded first."""
     sources = open_sources(stage.mixture)
     transforms = transforms_of(model)
@@ -61,11 +58,11 @@ def draw(run: RunSpec, stage: StageSpec, model: LlavaMole, folder: RunFolder) ->
     )
 
 
-def transforms_of(model: LlavaMole) -> dict[str, Transform]:
+def transforms_of(model: SplicedModel) -> dict[str, Transform]:
     """Returns by kind what turns files into the input of the model's towers, as the towers say."""
     makers: dict[str, Callable[[Any], Transform]] = {
         "image": _image,
-        "video": lambda tower: VideoTransform(_image(tower), frames=getattr(model, "frames", FRAMES)),
+        "video": lambda tower: VideoTransform(_image(tower), frames=model.frames),
         "speech": lambda tower: SpeechTransform(
             tower.sample_rate, tower.num_mels, tower.chunk_seconds, tower.max_chunks
         ),
@@ -82,7 +79,7 @@ def transforms_of(model: LlavaMole) -> dict[str, Transform]:
     return {kind: makers[kind](model.tower_of(kind)) for kind in model.kinds}
 
 
-def feature_key(model: LlavaMole, kind: str, transform: Transform) -> str:
+def feature_key(model: SplicedModel, kind: str, transform: Transform) -> str:
     """Returns what names the features of a kind: the tower, and what the transform adds to it."""
     return " ".join(part for part in (model.tower_of(kind).key, transform.key) if part)
 
@@ -97,7 +94,7 @@ def total_steps(stage: StageSpec) -> int:
     return max(1, round(samples * training.epochs / training.batch))
 
 
-def encode(model: LlavaMole, sources: list[Source], transforms: Mapping[str, Transform]) -> None:
+def encode(model: SplicedModel, sources: list[Source], transforms: Mapping[str, Transform]) -> None:
     """Runs the frozen towers over all media whose features are not on disk yet; collective."""
     device = dist.device()
     for kind in model.kinds:

@@ -15,8 +15,8 @@ from mmmoe.evaluation.subject import Subject
 from mmmoe.evaluation.table import score_table
 from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
-from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import tokenizer_folder
+from mmmoe.models.spliced import SplicedModel
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import is_expert_weight, rebuild, tensors_of
 from mmmoe.stages.heritage import Heritage
@@ -71,14 +71,14 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
     dist.stop()
 
 
-def subject_of(model: LlavaMole, heritage: Heritage, cache: Path) -> Subject:
+def subject_of(model: SplicedModel, heritage: Heritage, cache: Path) -> Subject:
     """Returns a model ready to be asked, as its last stage was taught to answer."""
     device = dist.device()
     template = Template(heritage.template, load_tokenizer(paths.resolve(tokenizer_folder(heritage.model))))
     return Subject(model.to(device).eval(), template, transforms_of(model), device, cache=cache / "pictures")
 
 
-def _before_pictures(heritage: Heritage) -> LlavaMole:
+def _before_pictures(heritage: Heritage) -> SplicedModel:
     """Returns the model with its trained language weights but a fresh connector and fresh adapters."""
     model = build_model(heritage.model, heritage.seed)
     add_adapters(model, heritage.adapters, heritage.seed)

@@ -13,9 +13,9 @@ from mmmoe.engine.checkpoint import explain_mismatch
 from mmmoe.engine.expert_groups import is_share
 from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
-from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.keys import canonical
 from mmmoe.models.moe.place import ALONE, ExpertPlace
+from mmmoe.models.spliced import SplicedModel
 from mmmoe.stages.assembly import Part, take_experts, take_inherited
 from mmmoe.stages.heritage import Heritage, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -25,7 +25,7 @@ from mmmoe.stages.spec import RunSpec, StageSpec
 class StageModel:
     """A model as a stage starts it."""
 
-    model: LlavaMole
+    model: SplicedModel
     adapters: list[AdapterSpec]
     """All adapters in it."""
     inherited: dict[str, Tensor]
@@ -128,7 +128,7 @@ def _whole_shape(tensor: Tensor, place: ExpertPlace) -> tuple[int, ...]:
     return (tensor.shape[0] * place.size, *tensor.shape[1:])
 
 
-def rebuild(path: Path) -> tuple[LlavaMole, Heritage]:
+def rebuild(path: Path) -> tuple[SplicedModel, Heritage]:
     """Returns the trained model of a finished stage's folder, from that folder and the base weights alone."""
     heritage = Heritage.read(path)
     model = build_model(heritage.model, heritage.seed)

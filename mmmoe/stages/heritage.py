@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from mmmoe.data.spec import TemplateSpec
 from mmmoe.engine.checkpoint import Checkpoint, read
 from mmmoe.models.adapters import AdapterSpec
-from mmmoe.models.spec import ModelSpec
+from mmmoe.models.spec import ModelSpec, model_spec
 
 _ADAPTERS: TypeAdapter[list[AdapterSpec]] = TypeAdapter(list[AdapterSpec])
 
@@ -44,7 +44,7 @@ class Heritage:
         return cls(
             path,
             checkpoint,
-            ModelSpec.model_validate(declared["model"]),
+            model_spec(declared["model"]),
             _ADAPTERS.validate_python(declared["adapters"]),
             TemplateSpec.model_validate(declared["template"]),
             checkpoint.state.seeds["run"],

@@ -10,9 +10,9 @@ from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.engine.groups import freeze, parameter_groups, trainable_parameters
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
-from mmmoe.models.language import compare_declared, folder_config, tokenizer_folder
+from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.moe.spec import MoESpec
-from mmmoe.models.spec import EfficientNetLiteTower, PretrainedLanguage
+from mmmoe.models.weights import weight_problems
 from mmmoe.stages.assembly import problems_of_sources
 from mmmoe.stages.coefficients import idle_declarations
 from mmmoe.stages.handover import adapters_in
@@ -54,21 +54,10 @@ def problems(spec: RunSpec) -> Iterator[str]:
 
 
 def _model(spec: RunSpec) -> Iterator[str]:
-    language, tower = spec.model.language, spec.model.tower
-    if isinstance(language, PretrainedLanguage):
-        folder = paths.resolve(language.path)
-        if not (folder / "config.json").is_file():
-            yield f"model.language.path: {language.path} holds no Hugging Face model (no config.json); put one there"
-        elif not any(folder.glob("*.safetensors")):
-            yield f"model.language.path: {language.path} has a config but no *.safetensors weights"
-        elif language.config is not None:
-            try:
-                compare_declared(folder, language.config, folder_config(folder))
-            except ValueError as error:
-                yield f"model.language.config: {error}"
+    yield from (f"model.language.{text}" for text in weight_problems(spec.model.language))
     yield from _templates(spec)
-    if not isinstance(tower, EfficientNetLiteTower) and tower.path and not paths.resolve(tower.path).is_file():
-        yield f"model.tower.path: no file {tower.path}; put the open_clip checkpoint there"
+    for route, part in spec.model.parts().items():
+        yield from (f"model.{route}.{text}" for text in weight_problems(part))
 
 
 def _templates(spec: RunSpec) -> Iterator[str]:
@@ -135,8 +124,9 @@ def _names_in_model(spec: RunSpec) -> Iterator[str]:
             yield f"stages.{stage.name}.{error}"
             continue
         yield from (f"stages.{stage.name}.{text}" for text in idle_declarations(model, stage))
-        if any(name.startswith("tower.") for name, _ in trainable):
-            yield f"stages.{stage.name}.trains: the tower is always frozen; leave patterns that match tower.* out"
+        of_towers = [name for name, _ in trainable if name.startswith(("tower.", "towers."))]
+        if of_towers:
+            yield f"stages.{stage.name}.trains: towers are always frozen; leave patterns that match {of_towers[0]} out"
 
 
 def _length(stage: StageSpec, world: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from mmmoe.engine.expert_groups import ExpertGroups
 from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.protocol import Engine
 from mmmoe.log import logger
-from mmmoe.models.language import base_fingerprint
+from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.assembly import Part, digests
 from mmmoe.stages.handover import StageModel
 from mmmoe.stages.heritage import Heritage
@@ -45,7 +45,7 @@ class Origin:
 
     def extra(self) -> dict[str, Any]:
         """Returns which base weights and which other finished stages went into it."""
-        return {"base": base_fingerprint(self.run.model), "parts": digests(self.parts)}
+        return {"base": base_fingerprint(self.run.model.language), "parts": digests(self.parts)}
 
 
 class StageSaver:

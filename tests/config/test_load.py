@@ -143,3 +143,44 @@ def test_a_kind_that_is_also_a_key_is_not_taken_for_it(tmp_path, experts):
     low, unknown = sorted(caught.value.problems)
     assert "top.yaml:4: adapters.0.rank: Input should be greater than or equal to 1, got 0" in low
     assert "top.yaml:5: adapters.0.rnak: unknown key; did you mean 'rank'?" in unknown
+
+
+class Tree(Spec):
+    family: Literal["tree"]
+    height: int
+    part: Small | Large = Field(default=Small(), discriminator="kind")
+
+
+class Bush(Spec):
+    family: Literal["bush"]
+    branches: int = 3
+
+
+Plant = Annotated[Tree | Bush, Field(discriminator="family")]
+
+
+class Garden(Spec):
+    plant: Plant
+
+
+def test_a_file_may_be_one_of_several_families(tmp_path):
+    assert load(write(tmp_path, "bush.yaml", "family: bush\n"), Plant) == Bush(family="bush")
+    path = tmp_path / "tree.yaml"
+    text = "family: tree\nheight: 2\npart: {kind: large, depth: 1, dpth: 3}\nbranchs: 1\nheigth: 3\n"
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, "tree.yaml", text), Plant)
+    assert caught.value.problems == [
+        f"{path}:3: part.dpth: unknown key; did you mean 'depth'?",
+        f"{path}:4: branchs: unknown key; known: family, height, part",
+        f"{path}:5: heigth: unknown key; did you mean 'height'?",
+    ]
+
+
+def test_a_mistake_inside_a_family_names_the_files_own_keys(tmp_path):
+    path = write(tmp_path, "garden.yaml", "plant:\n  family: bush\n  height: 2\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, Garden)
+    assert caught.value.problems == [f"{path}:3: plant.height: unknown key; known: branches, family"]
+    path = write(tmp_path, "garden.yaml", "plant: {family: grass}\n")
+    with pytest.raises(ConfigError, match=r"garden\.yaml:1: plant: .*'grass'"):
+        load(path, Garden)

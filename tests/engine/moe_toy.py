@@ -52,7 +52,7 @@ class MoEToy(nn.Module):
         self.tokens = nn.Embedding(VOCABULARY, WIDTH)
         self.language = Language()
         self.head = nn.Linear(WIDTH, VOCABULARY)
-        self.tape: RoutingTape = upcycle(self, spec, place)
+        self.tape: RoutingTape = upcycle(self, spec, place).tape
         generator = torch.Generator().manual_seed(7)
         for site in self.tape.sites:
             layer = self.get_submodule(site)

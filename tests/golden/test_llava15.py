@@ -47,7 +47,7 @@ def test_splice(case):
         torch.nn.functional.embedding(ids.clamp(min=0), weights["embed_tokens.weight"]),
         ids,
         mask,
-        _without_unplaced(tokens, ids, mask),
+        {"image": _without_unplaced(tokens, ids, mask)},
         case.tensors.get("input.labels"),
         max_positions=case.config["tokenizer_model_max_length"],
         left=case.config["tokenizer_padding_side"] == "left",

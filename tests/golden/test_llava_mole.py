@@ -19,10 +19,10 @@ from mmmoe.models.lora.block import ProjectionExperts
 from mmmoe.models.lora.spec import BalanceSpec, ExpertsSpec, LoRASpec, RouterSpec
 from mmmoe.models.lora.tape import RoutingTape
 from mmmoe.models.spec import ConnectorSpec
-from mmmoe.models.towers.tower import Tower
+from mmmoe.models.towers.tower import ImageTower
 
 
-class GivenFeatures(Tower):
+class GivenFeatures(ImageTower):
     num_tokens, channels, image_size, key = 6, 24, 1, "given"
 
 

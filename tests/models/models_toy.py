@@ -12,7 +12,7 @@ from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import build_language
 from mmmoe.models.lora.spec import BalanceSpec, ExpertsSpec, LoRASpec, RouterSpec
 from mmmoe.models.spec import ConnectorSpec, ScratchLanguage
-from mmmoe.models.towers.tower import Tower
+from mmmoe.models.towers.tower import ImageTower
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2,
@@ -20,7 +20,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-class ToyTower(Tower):
+class ToyTower(ImageTower):
     """One linear map of 2 x 2 cells of a 4 x 4 image."""
 
     num_tokens, channels, image_size, key = 4, 12, 4, "toy"

@@ -16,13 +16,13 @@ from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.counts import parameter_table
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import build_language
-from mmmoe.models.spec import ConnectorSpec, ModelSpec, PretrainedLanguage, ScratchLanguage
+from mmmoe.models.spec import ConnectorSpec, PretrainedLanguage, ScratchLanguage, model_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def declared(name):
-    return ModelSpec.model_validate(yaml.safe_load((ROOT / f"models/llava_mole/{name}.yaml").read_text()))
+    return model_spec(yaml.safe_load((ROOT / f"models/llava_mole/{name}.yaml").read_text()))
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "7b"])

@@ -15,7 +15,7 @@ from mmmoe.models.counts import parameter_table
 from mmmoe.models.lora.block import ProjectionExperts
 from mmmoe.models.lora.experts import LoRAExperts
 from mmmoe.models.lora.inject import eject
-from mmmoe.models.spec import ModelSpec
+from mmmoe.models.spec import model_spec
 
 STRATEGIES = ["masked", "permuted", "fused"]
 SELECTIONS = ["top1", "top1_gated", "top1_straight_through", "dense"]
@@ -176,7 +176,7 @@ def test_8_padding_changes_nothing(balance, selection):
 )
 def test_9_parameter_counts_of_vicuna_7b(experts, rank, ffn, attention, routers):
     root = Path(__file__).resolve().parents[2]
-    spec = ModelSpec.model_validate(yaml.safe_load((root / "models/llava_mole/7b.yaml").read_text()))
+    spec = model_spec(yaml.safe_load((root / "models/llava_mole/7b.yaml").read_text()))
     model = build_model(spec, seed=0, meta=True)
     add_adapters(model, [lora_spec(rank=rank), mole_spec(experts=experts, rank=rank)], seed=0)
     counted = {row.part: row.total for row in parameter_table(model)}
@@ -188,7 +188,7 @@ def test_9_parameter_counts_of_vicuna_7b(experts, rank, ffn, attention, routers)
 
 def test_9_plain_lora_counts_of_vicuna_7b():
     root = Path(__file__).resolve().parents[2]
-    spec = ModelSpec.model_validate(yaml.safe_load((root / "models/llava_mole/7b.yaml").read_text()))
+    spec = model_spec(yaml.safe_load((root / "models/llava_mole/7b.yaml").read_text()))
     model = build_model(spec, seed=0, meta=True)
     add_adapters(model, [lora_spec(rank=32, sites=["language.*.self_attn.*_proj", "language.*.mlp.*_proj"])], seed=0)
     assert {row.part: row.total for row in parameter_table(model)}["lora"] == 79_953_920

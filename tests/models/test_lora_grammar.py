@@ -16,7 +16,7 @@ from mmmoe.models.lora.allocation import BANDS, experts_by_site, layer_number, s
 from mmmoe.models.lora.block import activation_of
 from mmmoe.models.lora.router import Router
 from mmmoe.models.lora.spec import AllocationSpec, BalanceSpec, ExpertsSpec, RouterSpec
-from mmmoe.models.spec import ModelSpec
+from mmmoe.models.spec import model_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 FAIR = {"level": "ffn", "sites": ["language.*.mlp"], "experts": 4, "rank": 2, "alpha": 4}
@@ -168,8 +168,8 @@ def test_dropout_and_other_activations_run_at_the_level_of_blocks():
 
 
 def counted(adapters):
-    model_spec = ModelSpec.model_validate(yaml.safe_load((ROOT / "models/llava_mole/7b.yaml").read_text()))
-    model = build_model(model_spec, seed=0, meta=True)
+    declared = model_spec(yaml.safe_load((ROOT / "models/llava_mole/7b.yaml").read_text()))
+    model = build_model(declared, seed=0, meta=True)
     add_adapters(model, [ExpertsSpec.model_validate(adapter) for adapter in adapters], seed=0)
     return {row.part: row.total for row in parameter_table(model)}
 

@@ -27,7 +27,7 @@ IMAGES = torch.tensor([[101, 102], [201, 202], [301, 302]]).float()[..., None].e
 
 def test_images_go_to_their_places_in_reading_order():
     labels = IDS.masked_fill(IDS == I, IGNORE_ID).masked_fill(~MASK, IGNORE_ID)
-    spliced = splice(text_of(IDS), IDS, MASK, IMAGES, labels)
+    spliced = splice(text_of(IDS), IDS, MASK, {"image": IMAGES}, labels)
     assert numbers(spliced) == [[1, 101, 102, 2, 0], [3, 4, 5, 6, 0], [201, 202, 301, 302, 7]]
     assert spliced.mask_BT.sum(1).tolist() == [4, 4, 5]
     assert spliced.position_BT.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 0], [0, 1, 2, 3, 4]]
@@ -36,39 +36,39 @@ def test_images_go_to_their_places_in_reading_order():
 
 def test_left_padding_for_generation():
     ids, mask = IDS.flip(1), MASK.flip(1)
-    spliced = splice(text_of(ids), ids, mask, IMAGES, left=True)
+    spliced = splice(text_of(ids), ids, mask, {"image": IMAGES}, left=True)
     assert numbers(spliced) == [[0, 2, 101, 102, 1], [0, 6, 5, 4, 3], [7, 201, 202, 301, 302]]
     assert spliced.position_BT.tolist() == [[0, 0, 1, 2, 3], [0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
     assert spliced.labels_BT is None
 
 
 def test_rows_are_cut_on_the_right_even_within_an_image():
-    spliced = splice(text_of(IDS), IDS, MASK, IMAGES, max_positions=3)
+    spliced = splice(text_of(IDS), IDS, MASK, {"image": IMAGES}, max_positions=3)
     assert numbers(spliced) == [[1, 101, 102], [3, 4, 5], [201, 202, 301]]
     assert bool(spliced.mask_BT.all())
 
 
 def test_images_of_different_length():
     images = [IMAGES[0], IMAGES[1, :1], torch.cat([IMAGES[2], IMAGES[2]])]
-    assert numbers(splice(text_of(IDS), IDS, MASK, images)) == [
+    assert numbers(splice(text_of(IDS), IDS, MASK, {"image": images})) == [
         [1, 101, 102, 2, 0, 0], [3, 4, 5, 6, 0, 0], [201, 301, 302, 301, 302, 7]
     ]  # fmt: skip
 
 
 def test_no_images_at_all():
     ids = torch.tensor([[1, 2], [3, 0]])
-    spliced = splice(text_of(ids), ids, ids > 0, torch.zeros(0, 2, 2))
+    spliced = splice(text_of(ids), ids, ids > 0, {"image": torch.zeros(0, 2, 2)})
     assert numbers(spliced) == [[1, 2], [3, 0]]
 
 
 @pytest.mark.parametrize("kept", [2, 0])
 def test_a_wrong_number_of_images_is_refused(kept):
-    with pytest.raises(ValueError, match=rf"3 image placeholders and {kept} images"):
-        splice(text_of(IDS), IDS, MASK, IMAGES[:kept])
+    with pytest.raises(ValueError, match=rf"3 image placeholders and {kept} image items"):
+        splice(text_of(IDS), IDS, MASK, {"image": IMAGES[:kept]})
 
 
 def test_gradients_reach_text_and_images():
     text, images = text_of(IDS).requires_grad_(), IMAGES.clone().requires_grad_()
-    splice(text, IDS, MASK, images, max_positions=3).embeddings_BTD.sum().backward()
+    splice(text, IDS, MASK, {"image": images}, max_positions=3).embeddings_BTD.sum().backward()
     assert images.grad[..., 0].tolist() == [[1, 1], [1, 1], [1, 0]]
     assert text.grad[..., 0].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]

@@ -10,6 +10,7 @@ from torch import nn
 from mmmoe.models.lora.allocation import experts_by_site
 from mmmoe.models.lora.block import FFNExperts, ProjectionExperts, RoutedBlock, is_gated
 from mmmoe.models.lora.layer import LoRALinear, RoutedLinear
+from mmmoe.models.lora.routing import Routed
 from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
 from mmmoe.models.lora.tape import RoutingTape
 
@@ -21,11 +22,11 @@ ROUTED: dict[str, type[RoutedLinear] | type[RoutedBlock]] = {
 }
 
 
-def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> RoutingTape | None:
+def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> Routed | None:
     """Swaps the modules that the spec's patterns name for adapted ones; all are found before one is swapped.
 
     Returns:
-        The tape that the routed layers write on, or None for plain LoRA.
+        The adapter's balance and the tape that its routed layers write on, or None for plain LoRA.
 
     Raises:
         ValueError: if a pattern names no module that can be adapted, or the allocation does not fit the layers.
@@ -43,7 +44,7 @@ def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> RoutingTape | None
         for part in (layer.experts, layer.router):
             part.to(next(layer.base.parameters()).device)
         swap(model, name, layer)
-    return tape
+    return Routed(spec.balance, tape)
 
 
 def eject(model: nn.Module) -> int:

@@ -6,14 +6,15 @@ from torch import nn
 
 from mmmoe.models.lora.allocation import layer_number
 from mmmoe.models.lora.inject import find_sites, refuse_outside_language, swap
+from mmmoe.models.lora.routing import Routed
 from mmmoe.models.lora.tape import RoutingTape
 from mmmoe.models.moe.layer import SparseFFN
 from mmmoe.models.moe.place import ExpertPlace
 from mmmoe.models.moe.spec import MoESpec
 
 
-def upcycle(model: nn.Module, spec: MoESpec, place: ExpertPlace) -> RoutingTape:
-    """Swaps the declared blocks for sparse ones and returns the tape that they write on.
+def upcycle(model: nn.Module, spec: MoESpec, place: ExpertPlace) -> Routed:
+    """Swaps the declared blocks for sparse ones and returns their balance and the tape that they write on.
 
     Every expert starts as a copy of the block it takes the place of; who has other weights for it fills them in.
 
@@ -31,7 +32,7 @@ def upcycle(model: nn.Module, spec: MoESpec, place: ExpertPlace) -> RoutingTape:
         layers.append(layer)
     for name, layer in zip(sites, layers, strict=True):
         swap(model, name, layer)
-    return tape
+    return Routed(spec.balance, tape)
 
 
 def chosen_layers(sites: list[str], spec: MoESpec) -> list[str]:

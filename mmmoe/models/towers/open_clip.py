@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmmoe.models.spec import OpenCLIPTower
-from mmmoe.models.towers.tower import Tower, file_digest
+from mmmoe.models.towers.tower import ImageTower, file_digest
 from mmmoe.paths import resolve
 
 # The text half is not wanted; the smallest that open_clip builds.
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 
 
-class CLIPTower(Tower):
+class CLIPTower(ImageTower):
     """A vision transformer whose chosen layer's patch tokens come out before the last normalisation.
 
     LLaVA-1.5 takes layer -2, LLaVA-MoLE's released code -1.

@@ -1,0 +1,196 @@
+"""What families share whose media become tokens among the text's: losses, logits and answers of a spliced batch.
+
+A family says which kinds of media it takes, which tower encodes a kind and how features become tokens; adapters,
+batches without a kind, routing and generation are the same for all and stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmmoe.models.adapters import AdapterSpec, adapt
+from mmmoe.models.generation import greedy
+from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing
+from mmmoe.models.moe.place import ALONE, ExpertPlace
+from mmmoe.models.output import ModelOutput
+from mmmoe.models.splice import Splice, splice
+from mmmoe.models.targets import target_nll
+from mmmoe.models.towers.tower import Tower
+
+Media = Mapping[str, Tensor] | None
+"""Tensors by kind, the items of a batch stacked in reading order."""
+
+
+class SplicedModel(nn.Module):
+    """A language model that reads the tokens of media in the places of their placeholders."""
+
+    kinds: tuple[str, ...]
+    """Kinds of media the model takes."""
+    frames: int = 0
+    """Frames of a video; 0 where the model takes none."""
+
+    def __init__(self, language: nn.Module, max_positions: int) -> None:
+        super().__init__()
+        self.language: Any = language
+        self.max_positions = max_positions
+        self.adapters: list[AdapterSpec] = []
+        self.routed: list[Routed] = []
+
+    def tower_of(self, kind: str) -> Tower:
+        """Returns the frozen encoder of a kind."""
+        raise TypeError(f"{type(self).__name__} has no towers")
+
+    def connect(self, kind: str, features: Tensor) -> Tensor:
+        """Returns the tokens (I, M, D) of a kind's features."""
+        raise TypeError(f"{type(self).__name__} has no connectors")
+
+    def positions(self, kind: str) -> int:
+        """Returns how many positions of the language model a placeholder of this kind takes (M)."""
+        raise TypeError(f"{type(self).__name__} has no connectors")
+
+    def blank(self, kind: str) -> Tensor:
+        """Returns features of one item, for batches that have none; what is in them changes no result."""
+        tower = self.tower_of(kind)
+        return torch.zeros(1, tower.num_tokens, tower.channels, device=self.device)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Kinds of positions, numbered as in `Splice.kind_BT`."""
+        return ("text", *self.kinds)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        device: torch.device = next(self.language.parameters()).device
+        return device
+
+    def add_adapters(self, specs: list[AdapterSpec], place: ExpertPlace = ALONE) -> None:
+        """Puts adapters in; what is there already stays. `place` says which whole experts are held here."""
+        for spec in specs:
+            routed = adapt(self, spec, place)
+            if routed is not None:
+                self.routed.append(routed)
+            self.adapters.append(spec)
+
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        """Recomputes each decoder layer in the backward pass instead of keeping its activations."""
+        # transformers renamed these two in 5.2x and warns at the old names.
+        prefix = "activation" if hasattr(self.language, "activation_checkpointing_enable") else "gradient"
+        if enabled:
+            getattr(self.language, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+        else:
+            getattr(self.language, f"{prefix}_checkpointing_disable")()
+
+    @torch.no_grad()
+    def encode(self, kind: str, media: Tensor) -> Tensor:
+        """Returns the frozen tower's features of a kind's raw inputs."""
+        features: Tensor = self.tower_of(kind)(media)
+        return features
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        labels_BT: Tensor | None = None,
+        media: Media = None,
+        features: Media = None,
+    ) -> ModelOutput:
+        """Returns per-sample losses. Ids hold placeholders; items come as raw inputs (media) or as their features.
+
+        A batch without items of a kind or without samples runs through every trained part all the same, with weight
+        zero, so that processes stay in step when parameters are sharded.
+        """
+        num_samples = input_ids_BT.shape[0]
+        if num_samples == 0:
+            input_ids_BT = input_ids_BT.new_zeros(1, 2)
+            attention_mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
+            labels_BT = None
+        spliced = self._splice(input_ids_BT, attention_mask_BT, labels_BT, media, features)
+        with recording(self.routed, spliced.prompt()) as rows:
+            hidden_BTD = self._decode(spliced)
+        nll_B, num_targets_B = target_nll(hidden_BTD, spliced.labels_BT, self.language.get_output_embeddings())
+        output = ModelOutput(nll_B, num_targets_B)
+        if self.routed:
+            positions = Positions(spliced.mask_BT, spliced.kind_BT, self.modalities)
+            output = with_routing(output, self.routed, rows, positions)
+        return output.cut(num_samples)
+
+    @torch.no_grad()
+    def logits(
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, media: Media = None, features: Media = None
+    ) -> Tensor:
+        """Returns the logits (B, T, V) of every spliced position."""
+        spliced = self._splice(input_ids_BT, attention_mask_BT, None, media, features)
+        with recording(self.routed, spliced.prompt()):
+            logits_BTV: Tensor = self.language.get_output_embeddings()(self._decode(spliced))
+        return logits_BTV
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        media: Media = None,
+        features: Media = None,
+        *,
+        max_new_tokens: int,
+        eos_id: int | None,
+        pad_id: int = 0,
+    ) -> list[list[int]]:
+        """Returns the greedy continuation of each row, without the end token."""
+        was_training = self.training
+        self.eval()
+        try:
+            spliced = self._splice(input_ids_BT, attention_mask_BT, None, media, features, left=True)
+            if spliced.mask_BT.shape[1] > self.max_positions:
+                raise ValueError(
+                    f"a prompt of {spliced.mask_BT.shape[1]} positions is longer than the model's "
+                    f"{self.max_positions}; shorten it or raise max_positions"
+                )
+            with holding(self.routed, spliced.prompt()):
+                return greedy(self.language, spliced, max_new_tokens, eos_id, pad_id)
+        finally:
+            self.train(was_training)
+
+    def _splice(
+        self,
+        input_ids_BT: Tensor,
+        mask_BT: Tensor,
+        labels_BT: Tensor | None,
+        media: Media,
+        features: Media,
+        left: bool = False,
+    ) -> Splice:
+        mask_BT = mask_BT.bool()
+        embed = self.language.get_input_embeddings()
+        text_BTD = embed(input_ids_BT.masked_fill(~mask_BT | (input_ids_BT < 0), 0))
+        tokens: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            found = self._features(kind, media or {}, features or {})
+            tokens[kind] = self.connect(kind, self.blank(kind) if found is None else found)
+            if found is None:
+                untouched_IMD = tokens[kind].to(text_BTD.dtype) * 0.0
+                text_BTD, tokens[kind] = text_BTD + untouched_IMD.sum(), untouched_IMD[:0]
+        # A prompt must not lose its end, so generation (left) cuts nothing.
+        limit = None if left else self.max_positions
+        return splice(text_BTD, input_ids_BT, mask_BT, tokens, labels_BT, max_positions=limit, left=left)
+
+    def _features(self, kind: str, media: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor | None:
+        """Returns the features of a kind's items, or None if there are none."""
+        if kind in features:
+            return features[kind] if len(features[kind]) else None
+        return self.encode(kind, media[kind]) if kind in media and len(media[kind]) else None
+
+    def _decode(self, spliced: Splice) -> Tensor:
+        result = self.language.get_decoder()(
+            inputs_embeds=spliced.embeddings_BTD,
+            attention_mask=spliced.mask_BT,
+            position_ids=spliced.position_BT,
+            use_cache=False,
+        )
+        hidden_BTD: Tensor = result.last_hidden_state
+        return hidden_BTD

@@ -191,8 +191,24 @@ def test_parameter_counts_of_the_connectors():
     w, f, q, out = 768, 3072, 50, 768 * 4096 + 4096
     norm, square, ffn = 2 * w, w * w + w, 2 * w * f + f + w
     decoder = 12 * (2 * (4 * square - w) + ffn + 3 * norm) + norm + q * w  # no bias in Whisper's keys
-    qformer = 12 * (4 * square + ffn + 2 * norm) + 6 * (4 * square + norm) + norm
-    assert counted == {"image": 20_979_712, "speech": decoder + q * w + out, "audio": qformer + q * w + out}
+    tail = q * w + out
+
+    def qformer(layers):
+        return layers * (4 * square + ffn + 2 * norm) + layers // 2 * (4 * square + norm) + norm + tail
+
+    assert counted == {"image": 20_979_712, "speech": decoder + tail, "audio": qformer(12)}
+    # The card's numbers.
+    assert counted == {"image": 20_979_712, "speech": 116_631_040, "audio": 102_427_648}
+    assert qformer(4) == 36_269_056
+
+
+def test_parameter_counts_of_the_towers():
+    def sizes(name):
+        parts = build_model(model_spec(declared(name)), seed=0, meta=True)
+        return [[sum(p.numel() for p in m.parameters()) for m in g.values()] for g in (parts.towers, parts.connectors)]
+
+    assert sizes("7b")[0] == [304_293_888, 88_154_112, 86_187_264]
+    assert sizes("tiny") == [[3_350_000, 7_747_584, 3_350_000], [370_752, 1_300_608, 1_667_136]]
 
 
 def test_weights_are_a_function_of_the_seed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.config.ids import IGNORE_ID, IMAGE_ID, MEDIA_IDS
 from mmmoe.models.splice import splice
 
 I = IMAGE_ID  # noqa: E741
@@ -72,3 +72,27 @@ def test_gradients_reach_text_and_images():
     splice(text, IDS, MASK, {"image": images}, max_positions=3).embeddings_BTD.sum().backward()
     assert images.grad[..., 0].tolist() == [[1, 1], [1, 1], [1, 0]]
     assert text.grad[..., 0].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_kinds_go_to_their_own_placeholders():
+    a, v, s = MEDIA_IDS["audio"], MEDIA_IDS["video"], MEDIA_IDS["speech"]
+    ids = torch.tensor([[1, s, s, v, 2], [a, I, 3, 0, 0], [4, I, a, 5, 0]])
+    items = {
+        "image": IMAGES[:2],
+        "speech": [text_of(torch.tensor([501])), text_of(torch.tensor([511, 512, 513]))],
+        "audio": IMAGES[2:].repeat(2, 1, 1) + torch.tensor([0.0, 100.0]).view(2, 1, 1),
+        "video": text_of(torch.tensor([[401, 402]])),
+    }
+    spliced = splice(text_of(ids), ids, ids != 0, items)
+    assert numbers(spliced) == [
+        [1, 501, 511, 512, 513, 401, 402, 2], [301, 302, 101, 102, 3, 0, 0, 0], [4, 201, 202, 401, 402, 5, 0, 0]
+    ]  # fmt: skip
+    assert spliced.kind_BT.tolist() == [
+        [0, 2, 2, 2, 2, 4, 4, 0], [3, 3, 1, 1, 0, 0, 0, 0], [0, 1, 1, 3, 3, 0, 0, 0]
+    ]  # fmt: skip
+
+
+def test_a_placeholder_of_a_kind_that_is_not_given_is_refused():
+    ids = torch.tensor([[1, MEDIA_IDS["speech"], 2]])
+    with pytest.raises(ValueError, match="1 speech placeholders, but the model takes no speech"):
+        splice(text_of(ids), ids, ids != 0, {"image": IMAGES[:0]})

@@ -2,7 +2,7 @@
 
 Uni-MoE takes BEATs (arXiv 2212.09058) here, of which no maintained library has an implementation. AST is what
 transformers has: the same input (Kaldi's filter bank of 128 bands at 16 kHz), the same training set (AudioSet), the
-same depth and width (12 layers of 768). Another encoder is another file beside this one and a line in `build.TOWERS`.
+same width (768). Another encoder is another file beside this one and a line in `build.TOWERS`.
 """
 
 from __future__ import annotations

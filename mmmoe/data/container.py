@@ -26,7 +26,21 @@ def opened(data: bytes, what: str) -> Iterator[Any]:
         with av.open(BytesIO(data), mode="r", container_options=options, metadata_errors="ignore") as container:
             yield container
     except (av.FFmpegError, EOFError, MemoryError, OverflowError) as error:
-        raise ValueError(f"{what} cannot be decoded ({error})") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{what} cannot be decoded ({reason})") from error
+
+
+def first_of(streams: Any, what: str) -> Any:
+    """Returns the first stream of a kind.
+
+    Raises:
+        ValueError: There is none, or nothing here reads its form.
+    """
+    if not streams:
+        raise ValueError(f"the file holds no {what}")
+    if streams[0].codec_context is None:
+        raise ValueError(f"the file's {what} cannot be decoded: their form is unknown; convert them")
+    return streams[0]
 
 
 def jump(container: Any, stream: Any, time: int) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmmoe.data import transforms
-from mmmoe.data.container import declared_seconds, jump, opened
+from mmmoe.data.container import declared_seconds, first_of, jump, opened
 from mmmoe.data.media import Item
 from mmmoe.data.sound import MAX_SECONDS
 from mmmoe.data.transforms import ImageTransform
@@ -101,9 +101,7 @@ def probe_video(path: Path) -> float:
 
 
 def _film_stream(container: Any) -> Any:
-    if not container.streams.video:
-        raise ValueError("the file holds no pictures")
-    stream = container.streams.video[0]
+    stream = first_of(container.streams.video, "pictures")
     width, height = stream.width, stream.height
     if not 0 < width * height <= transforms.MAX_PIXELS:
         raise ValueError(f"video of {width} x {height} pixels; up to {transforms.MAX_PIXELS} are decoded; shrink it")

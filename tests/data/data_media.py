@@ -5,7 +5,9 @@ import json
 import tarfile
 import wave
 
+import av
 import numpy as np
+import soundfile
 from PIL import Image
 
 
@@ -30,27 +32,29 @@ def picture(shade, size=(8, 8), kind="PNG"):
     return stream.getvalue()
 
 
-def film(shades, size=(32, 16), codec="mpeg4", form="mp4", rate=10):
-    """A film whose n-th picture has one even shade."""
-    import av
-
+def film(shades, size=(32, 16), codec="mpeg4", form="mp4", rate=10, noise=0):
+    """A film whose n-th picture has one even shade, with noise on it if that is wanted."""
+    rng = np.random.default_rng(0)
     stream = io.BytesIO()
     with av.open(stream, "w", format=form) as container:
         track = container.add_stream(codec, rate=rate)
         track.width, track.height = size
         track.pix_fmt = "yuv420p"
         for shade in shades:
-            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), shade, dtype=np.uint8), format="rgb24")
+            pixels = shade + rng.integers(0, noise + 1, (size[1], size[0], 3))
+            frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
             container.mux(track.encode(frame))
         container.mux(track.encode())
     return stream.getvalue()
 
 
-def compressed(samples, rate=16_000, codec="aac", form="mp4"):
-    """A sound in one of FFmpeg's formats."""
-    import av
-
+def compressed(samples, form="mp4", rate=16_000):
+    """A sound as soundfile or FFmpeg packs it."""
     stream = io.BytesIO()
+    if form in ("ogg", "flac"):
+        soundfile.write(stream, samples, rate, format=form.upper())
+        return stream.getvalue()
+    codec = {"mp4": "aac", "mp3": "libmp3lame"}[form]
     with av.open(stream, "w", format=form) as container:
         track = container.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any
 
@@ -23,14 +23,40 @@ def opened(data: bytes, what: str) -> Iterator[Any]:
 
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
-        with av.open(BytesIO(data), mode="r", options=options, metadata_errors="ignore") as container:
+        with av.open(BytesIO(data), mode="r", container_options=options, metadata_errors="ignore") as container:
             yield container
     except (av.FFmpegError, EOFError, MemoryError, OverflowError) as error:
-        raise ValueError(f"{what} cannot be decoded ({error})") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{what} cannot be decoded ({reason})") from error
+
+
+def first_of(streams: Any, what: str) -> Any:
+    """Returns the first stream of a kind.
+
+    Raises:
+        ValueError: There is none, or nothing here reads its form.
+    """
+    if not streams:
+        raise ValueError(f"the file holds no {what}")
+    if streams[0].codec_context is None:
+        raise ValueError(f"the file's {what} cannot be decoded: their form is unknown; convert them")
+    return streams[0]
+
+
+def jump(container: Any, stream: Any, time: int) -> None:
+    """Goes to the last key picture up to a time; a film without an index is left where it is and read on."""
+    import av
+
+    with suppress(av.FFmpegError):
+        container.seek(time, stream=stream)
 
 
 def declared_seconds(container: Any, stream: Any) -> float:
-    """Returns how long a stream says it is; 0 where it does not say."""
+    """Returns how long a stream says it is; 0 where it does not say.
+
+    The file's own length counts where it holds nothing else: a film's sound may go on after the last picture.
+    """
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
-    return 0.0 if container.duration is None else container.duration / 1_000_000
+    is_alone = len(container.streams) == 1 and container.duration is not None
+    return container.duration / 1_000_000 if is_alone else 0.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmmoe.data.container import declared_seconds, opened
+from mmmoe.data.container import declared_seconds, first_of, opened
 from mmmoe.data.resample import Samples, resample
 
 MAX_SECONDS = 4 * 3600.0
@@ -48,7 +48,7 @@ def probe_sound(path: Path) -> float:
     data = path.read_bytes()
     if not _is_sndfile(data):
         with opened(data, "sound") as container:
-            stream = _sound_stream(container)
+            stream = first_of(container.streams.audio, "sounds")
             _check(stream.rate, stream.channels, declared_seconds(container, stream))
             return declared_seconds(container, stream)
     with _sndfile(data) as file:
@@ -68,8 +68,9 @@ def _sndfile(data: bytes) -> Any:
     _refuse_cut(data)
     try:
         return soundfile.SoundFile(BytesIO(data))
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"sound cannot be decoded ({error})") from error
+    except soundfile.LibsndfileError as error:
+        # Its text names the object in memory, which is another one each time.
+        raise ValueError(f"sound cannot be decoded ({error.error_string})") from error
 
 
 def _by_soundfile(data: bytes, seconds: float) -> tuple[Samples, int]:
@@ -87,7 +88,7 @@ def _by_soundfile(data: bytes, seconds: float) -> tuple[Samples, int]:
 
 def _by_av(data: bytes, seconds: float) -> tuple[Samples, int]:
     with opened(data, "sound") as container:
-        stream = _sound_stream(container)
+        stream = first_of(container.streams.audio, "sounds")
         rate, declared = int(stream.rate), declared_seconds(container, stream)
         _check(rate, stream.channels, declared)
         parts: list[Samples] = []
@@ -108,12 +109,6 @@ def _mono(container: Any, stream: Any) -> Iterator[Samples]:
     for frame in container.decode(stream):
         for out in planar.resample(frame):
             yield out.to_ndarray().mean(axis=0, dtype=np.float32)
-
-
-def _sound_stream(container: Any) -> Any:
-    if not container.streams.audio:
-        raise ValueError("the file holds no sound")
-    return container.streams.audio[0]
 
 
 def _check(rate: int, channels: int, seconds: float) -> None:

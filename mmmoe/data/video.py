@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmmoe.data import transforms
-from mmmoe.data.container import declared_seconds, opened
+from mmmoe.data.container import declared_seconds, first_of, jump, opened
 from mmmoe.data.media import Item
 from mmmoe.data.sound import MAX_SECONDS
 from mmmoe.data.transforms import ImageTransform
@@ -81,12 +81,13 @@ def decode_video(data: bytes, frames: int) -> list[Image.Image]:
     with opened(data, "video") as container:
         stream = _film_stream(container)
         times, keys = _timetable(container, stream)
-        wanted = [times[place] for place in even_places(len(times), frames)]
-        pictures = dict(_pictures(container, stream, sorted(set(wanted)), keys))
-        missing = [time for time in wanted if time not in pictures]
-        if missing:
-            raise ValueError(f"video is damaged: {len(missing)} of {frames} pictures cannot be decoded; copy it again")
-        return [pictures[time] for time in wanted]
+    wanted = [times[place] for place in even_places(len(times), frames)]
+    with opened(data, "video") as container:  # anew, since not every film can be wound back
+        pictures = dict(_pictures(container, _film_stream(container), sorted(set(wanted)), keys))
+    missing = [time for time in wanted if time not in pictures]
+    if missing:
+        raise ValueError(f"video is damaged: {len(missing)} of {frames} pictures cannot be decoded; copy it again")
+    return [pictures[time] for time in wanted]
 
 
 def probe_video(path: Path) -> float:
@@ -100,9 +101,7 @@ def probe_video(path: Path) -> float:
 
 
 def _film_stream(container: Any) -> Any:
-    if not container.streams.video:
-        raise ValueError("the file holds no pictures")
-    stream = container.streams.video[0]
+    stream = first_of(container.streams.video, "pictures")
     width, height = stream.width, stream.height
     if not 0 < width * height <= transforms.MAX_PIXELS:
         raise ValueError(f"video of {width} x {height} pixels; up to {transforms.MAX_PIXELS} are decoded; shrink it")
@@ -140,7 +139,6 @@ def _pictures(container: Any, stream: Any, wanted: list[int], keys: list[int]) -
     budget = MAX_DECODED
     last: Any = None
     place = 0
-    container.seek(wanted[0], stream=stream)
     while place < len(wanted):
         jumped = False
         for frame in container.decode(stream):
@@ -156,7 +154,7 @@ def _pictures(container: Any, stream: Any, wanted: list[int], keys: list[int]) -
                 return
             before = bisect_right(keys, wanted[place])
             if before and keys[before - 1] > here:
-                container.seek(keys[before - 1], stream=stream)
+                jump(container, stream, keys[before - 1])
                 jumped = True
                 break
         if not jumped:

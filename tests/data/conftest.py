@@ -1,6 +1,8 @@
-"""A small packed source and a small fast tokenizer, made once."""
+"""A small packed source and a small fast tokenizer, made once; this folder's own modules importable."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mmmoe.data.pack import pack
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 WORDS = """A chat between a curious user and an artificial intelligence assistant The assistant gives helpful detailed

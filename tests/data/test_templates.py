@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
 from mmmoe.data.record import Turn
 from mmmoe.data.spec import TemplateSpec
-from mmmoe.data.template import Template, load_tokenizer
+from mmmoe.data.template import Encoded, Template, load_tokenizer, repeat_placeholders
 
 DIALOGUE = [
     Turn("human", "What colour ?\n<image>"),
@@ -127,3 +127,25 @@ def test_missing_tokenizers_say_what_to_do(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"junk")
     with pytest.raises(ValueError, match="no SentencePiece model"):
         load_tokenizer(tmp_path)
+
+
+MEDIA = "<speech> What <image> colour <audio> is <video>"
+
+
+@pytest.mark.parametrize("kind", ["vicuna_v1", "chat", "plain"])
+def test_every_mark_becomes_its_id(kind, tokenizer):
+    tokenizer.chat_template = CHAT if kind == "chat" else None
+    template = Template(TemplateSpec(kind=kind), tokenizer)
+    encoded = template.encode([Turn("human", MEDIA), Turn("gpt", "red")])
+    placed = [token for token in encoded.input_ids if token < 0]
+    # A turn's one image goes in front, as in LLaVA; what else there is keeps its place.
+    assert placed == [-200, -500, -300, -400]
+    assert all(label == IGNORE_ID for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if token < 0)
+
+
+def test_placeholders_are_repeated_by_chunks():
+    encoded = Encoded([1, -500, 5, -200, -500, 7], [-100, -100, -100, -100, -100, 7])
+    repeated = repeat_placeholders(encoded, {-500: [2, 3]})
+    assert repeated.input_ids == [1, -500, -500, 5, -200, -500, -500, -500, 7]
+    assert repeated.labels == [-100] * 8 + [7]
+    assert repeat_placeholders(encoded, {}) == encoded

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from demo.manifest import is_current, write_manifest
+from demo.manifest import manifest_of
 from demo.packages import fetch
 from rich.console import Console
 from rich.markup import escape
@@ -31,11 +31,12 @@ def main() -> int:
     """Prepares the data if it is not there, and returns the exit code."""
     start = time.monotonic()
     try:
-        if is_current(FOLDER, SCRIPT):
+        manifest = manifest_of(FOLDER, SCRIPT)
+        if manifest.is_current():
             console.print(f"demo data is ready in {FOLDER} ({time.monotonic() - start:.1f} s to check)")
             return 0
         counts = prepare()
-        write_manifest(FOLDER, SCRIPT, counts, time.monotonic() - start)
+        manifest.write(counts, time.monotonic() - start)
     except ValueError as problem:
         console.print(f"[bold red]error:[/] {escape(str(problem))}", highlight=False)
         return 1
@@ -149,7 +150,7 @@ def write_tokenizer(rows: dict[str, list[dict[str, Any]]], progress: Progress) -
 
 def pack_sources(progress: Progress) -> None:
     """Packs every source into indexed shards, a source to a process."""
-    from demo.render import cores
+    from preparation.workers import cores
 
     task = progress.add_task("pack shards", total=len(SOURCES))
     with multiprocessing.Pool(cores()) as pool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from demo import questions as q
 from demo.emoji import EmojiPicture
-from demo.splits import digest, generator
+from preparation.chance import digest, generator
 
 MULTIPLE_CHOICE, SHORT_ANSWER = "multiple_choice", "short_answer"
 

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 
 from demo.emoji import BACKGROUNDS, SIZE
-from demo.splits import generator
 from demo.tables import TRENDS, Series, Table, few_values, window
 from PIL import Image, ImageDraw
+from preparation.chance import generator
 
 SCALE = 2
 PALETTE = {

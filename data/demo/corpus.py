@@ -8,19 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from demo.emoji import KINDS, Concept, EmojiPicture
-from demo.questions import Asked, Pool, any_of, ask_all, ask_caption, ask_open, describe, with_others
-from demo.splits import generator
+from demo.questions import Pool, ask_all, ask_caption, ask_open, describe
+from preparation.chance import generator
+from preparation.dialogue import any_of, turns, with_others
 
 Row = dict[str, Any]
-
-
-def turns(opening: str, asked: Sequence[Asked]) -> list[dict[str, str]]:
-    """Returns the turns of a dialogue that opens with a picture or its description."""
-    said = []
-    for place, question in enumerate(asked):
-        said.append({"from": "human", "value": f"{opening}\n{question.question}" if place == 0 else question.question})
-        said.append({"from": "gpt", "value": question.answer})
-    return said
 
 
 def caption_row(picture: Any, domain: str, pool: Pool) -> Row:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import matplotlib
 from demo.emoji import SIZE
-from demo.splits import TEST_FONT, Split, generator
+from demo.splits import TEST_FONT, Split
 from PIL import Image, ImageDraw, ImageFont
+from preparation.chance import generator
 
 MARGIN = 4
 PAPERS = ((255, 255, 255), (255, 255, 255), (250, 246, 232), (236, 244, 252), (240, 248, 238))

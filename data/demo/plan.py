@@ -12,17 +12,9 @@ from demo.charts import plan_bars, plan_lines, plan_pies
 from demo.documents import Press
 from demo.emoji import BACKGROUNDS, KINDS, Concept, EmojiPicture, album, load_concepts
 from demo.scenes import plan_counts, plan_pairs
-from demo.splits import (
-    TEST_ARTIST,
-    TRAIN_ARTISTS,
-    VALIDATION_ARTIST,
-    Split,
-    concept_split,
-    digest,
-    generator,
-    word_split,
-)
+from demo.splits import TEST_ARTIST, TRAIN_ARTISTS, VALIDATION_ARTIST, Split, concept_split, word_split
 from demo.tables import load_tables
+from preparation.chance import digest, generator
 
 DOMAINS = ("general", "document", "chart")
 SHORTEST, LONGEST = 3, 5

@@ -12,19 +12,10 @@ from demo.documents import NumberCard, RuledTable, TextPage, WordCard
 from demo.emoji import KINDS, EmojiPicture
 from demo.scenes import CountScene, PairScene
 from demo.tables import TRENDS
+from preparation.dialogue import Asked, any_of, with_others
 
 NUMERALS = ("zero", "one", "two", "three", "four", "five", "six")
 CHART_KINDS = ("bar", "line", "pie")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One question about one picture, with its answer and, where it is a choice, the choices."""
-
-    task: str
-    question: str
-    answer: str
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,18 +24,6 @@ class Pool:
 
     names: tuple[str, ...]
     words: tuple[str, ...]
-
-
-def any_of(choices: Sequence[str]) -> str:
-    """Returns 'a, b or c'."""
-    return ", ".join(choices[:-1]) + " or " + choices[-1]
-
-
-def with_others(right: str, others: Sequence[str], draw: random.Random) -> tuple[str, ...]:
-    """Returns the right answer among three wrong ones, in random order."""
-    choices = [right, *draw.sample([other for other in others if other != right], 3)]
-    draw.shuffle(choices)
-    return tuple(choices)
 
 
 def alike(word: str, words: Sequence[str]) -> list[str]:

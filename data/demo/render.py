@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from demo.colour import main_colour
 from demo.emoji import SIZE, EmojiPicture, open_album, rasterise
+from preparation.workers import cores
 
 Picture = TypeVar("Picture")
-
-
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def draw_one(root: Path, picture: Picture) -> Picture:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from demo.emoji import BACKGROUNDS, SIZE, Concept, rasterise
-from demo.splits import generator
 from PIL import Image
+from preparation.chance import generator
 
 MOST = 6
 SIDES = ("left", "right")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from typing import Literal
+
+from preparation.chance import bucket
 
 Split = Literal["train", "validation", "test"]
 
@@ -13,21 +13,6 @@ VALIDATION_ARTIST = "emojione"
 TEST_ARTIST = "fluent-emoji-flat"
 TEST_FONT = "STIX"
 """A whole family: Times-like, drawn by other hands than every family in training."""
-
-
-def digest(*key: object) -> int:
-    """Returns a 256-bit number that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(":".join(map(str, key)).encode()).digest(), "big")
-
-
-def bucket(kind: str, name: object, count: int) -> int:
-    """Returns which of `count` equal buckets a thing of this kind falls into."""
-    return digest(kind, name) % count
-
-
-def generator(*key: object) -> random.Random:
-    """Returns a random generator that is a function of the key."""
-    return random.Random(digest("seed", *key))
 
 
 def concept_split(name: str) -> Split:

@@ -16,8 +16,8 @@ WORDS = r" ?(?:[A-Z](?=[a-z]))?[a-z]+(?:[ '’-](?!or\b)[a-z]+)*"
 PIECES = rf" or\b|{WORDS}| ?[A-Z]| ?[0-9]| ?[^\sA-Za-z0-9]+|\s"
 
 
-def train_tokenizer(texts: Iterable[str], folder: Path) -> int:
-    """Writes the tokenizer as transformers loads it, and returns its number of entries.
+def train_tokenizer(texts: Iterable[str], folder: Path, size: int = ENTRIES) -> int:
+    """Writes the tokenizer of `size` entries as transformers loads it, and returns how many it has.
 
     Merges go across spaces up to the next punctuation mark (SuperBPE, arXiv 2503.13423): a name like "guide dog" and
     a fixed question become one token each, so dialogues are a third shorter and an answer is one choice. Words in
@@ -33,7 +33,7 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> int:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=ENTRIES - len(ROLES),
+        vocab_size=size - len(ROLES),
         min_frequency=2,
         special_tokens=list(SPECIAL.values()),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),

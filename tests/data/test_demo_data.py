@@ -20,6 +20,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "data"))
 
 from demo import benchmarks, charts, colour, corpus, documents, emoji, manifest, packages, plan, scenes, splits, tables
 from demo import questions as q
+from preparation import chance
+from preparation.manifest import wheel_versions
 
 WHITE = (255, 255, 255)
 NAMES = ("apple", "dog", "car", "tree", "cup", "ship", "lamp", "pear")
@@ -68,7 +70,7 @@ def test_a_hash_holds_out_the_declared_share(split_of, share):
 
 def test_a_split_depends_on_the_name_alone():
     # Known answers of sha256: whoever changes the rule changes who was trained on.
-    assert splits.bucket("concept", "red apple", 16) == splits.digest("concept", "red apple") % 16
+    assert chance.bucket("concept", "red apple", 16) == chance.digest("concept", "red apple") % 16
     assert [splits.concept_split(n) for n in ("red apple", "dog face", "car")] == [
         splits.concept_split(n) for n in reversed(("car", "dog face", "red apple"))
     ]
@@ -76,8 +78,8 @@ def test_a_split_depends_on_the_name_alone():
 
 
 def test_generators_repeat_and_differ_by_key():
-    assert splits.generator("a", 1).random() == splits.generator("a", 1).random()
-    assert splits.generator("a", 1).random() != splits.generator("a", 2).random()
+    assert chance.generator("a", 1).random() == chance.generator("a", 1).random()
+    assert chance.generator("a", 1).random() != chance.generator("a", 2).random()
 
 
 def test_no_table_is_in_two_splits_and_each_split_has_both_kinds():
@@ -350,17 +352,23 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path):
 def test_the_manifest_notices_a_changed_byte_and_changed_code(tmp_path):
     script = tmp_path / "prepare.py"
     script.write_text("1")
-    (tmp_path / "demo").mkdir()
+    room = tmp_path / "preparation"
+    room.mkdir()
     folder = tmp_path / "out"
     for part in manifest.HASHED:
         (folder / part).mkdir(parents=True)
         (folder / part / "a.txt").write_text(part)
-    assert not manifest.is_current(folder, script)
-    manifest.write_manifest(folder, script, {"rows": 1}, 1.0)
-    assert manifest.is_current(folder, script)
+    assert not manifest.manifest_of(folder, script).is_current()
+    manifest.manifest_of(folder, script).write({"rows": 1}, 1.0)
+    assert manifest.manifest_of(folder, script).is_current()
     (folder / "shards" / "a.txt").write_text("harmed")
-    assert not manifest.is_current(folder, script)
+    assert not manifest.manifest_of(folder, script).is_current()
     (folder / "shards" / "a.txt").write_text("shards")
-    assert manifest.is_current(folder, script)
-    script.write_text("2")
-    assert not manifest.is_current(folder, script)
+    assert manifest.manifest_of(folder, script).is_current()
+    (room / "a.py").write_text("2")
+    assert not manifest.manifest_of(folder, script).is_current()
+
+
+def test_a_missing_package_is_told_with_its_cure(tmp_path):
+    with pytest.raises(ValueError, match=r"needs the package no-such-wheel.*pip install it"):
+        wheel_versions(("no-such-wheel",), "pip install it")

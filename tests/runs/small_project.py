@@ -48,7 +48,7 @@ def make_project(folder: Path) -> Path:
         (folder / f"{source}.json").write_text(json.dumps(samples))
         shards = folder / "shards" / source
         pack(folder / f"{source}.json", folder / "images", shards, samples_per_shard=40, domain=source)
-    _tokenizer(folder / "tokenizer")
+    make_tokenizer(folder / "tokenizer")
     questions = [
         {"id": str(n), "image": f"images/{n}.png", "question": "which shape?", "answer": KINDS[n % 8][1],
          "choices": list(SHAPES), "domain": "shapes"}
@@ -59,7 +59,7 @@ def make_project(folder: Path) -> Path:
     return folder / "run.yaml"
 
 
-def _tokenizer(folder: Path) -> None:
+def make_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     specials = ["<unk>", "<s>", "</s>", "<pad>"]

@@ -26,7 +26,7 @@ class StageSpec(Spec):
     init_from: str | None = None
     """A stage of this run, or the folder of a finished stage of another; by default the stage before."""
     encode_once: bool = False
-    """Run the frozen tower once per image and keep its features on disk."""
+    """Run the frozen towers once per image, video and sound, and keep their features on disk."""
     reuse: bool = False
     """Keep the result in the cache and take it from there when nothing it depends on has changed."""
 

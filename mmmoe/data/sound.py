@@ -21,12 +21,14 @@ MAX_SECONDS = 4 * 3600.0
 RATES = (2_000, 384_000)
 """Lowest and highest sample rate that is believed."""
 MAX_CHANNELS = 32
+MAX_SAMPLES = 2**28
+"""Most samples decoded at once, over all channels: 1 GB."""
 SHORT_BY = 0.05
 """Share of the declared length that may be missing (encoders round up); more, and the file was cut off."""
 
 
-def decode_sound(data: bytes, sample_rate: int, seconds: float = MAX_SECONDS) -> Samples:
-    """Returns the first `seconds` of a sound as mono samples, channels averaged.
+def decode_sound(data: bytes, sample_rate: int, seconds: float = 600.0) -> Samples:
+    """Returns the first `seconds` of a sound (what 20 chunks of 30 s hear) as mono samples, channels averaged.
 
     Raises:
         ValueError: It is empty, cut off, cannot be decoded, or claims a length or rate that is not believed.
@@ -78,6 +80,7 @@ def _by_soundfile(data: bytes, seconds: float) -> tuple[Samples, int]:
         rate = int(file.samplerate)
         _check(rate, file.channels, file.frames / max(rate, 1))
         wanted = min(file.frames, int(seconds * rate))
+        _check_samples(wanted * file.channels)
         try:
             samples = file.read(wanted, dtype="float32", always_2d=True)
         except RuntimeError as error:  # soundfile's own errors are RuntimeErrors
@@ -92,14 +95,15 @@ def _by_av(data: bytes, seconds: float) -> tuple[Samples, int]:
         rate, declared = int(stream.rate), declared_seconds(container, stream)
         _check(rate, stream.channels, declared)
         parts: list[Samples] = []
-        wanted, count = int(min(seconds, MAX_SECONDS) * rate), 0
+        wanted, count = int(min(seconds, declared or seconds) * rate) + rate, 0
+        _check_samples(wanted)
         for part in _mono(container, stream):
             parts.append(part)
             count += len(part)
             if count >= wanted:
                 break
     _check_length(count / rate, min(declared, seconds))
-    return np.concatenate(parts)[:wanted] if parts else np.zeros(0, dtype=np.float32), rate
+    return np.concatenate(parts)[: int(seconds * rate)] if parts else np.zeros(0, dtype=np.float32), rate
 
 
 def _mono(container: Any, stream: Any) -> Iterator[Samples]:
@@ -118,6 +122,11 @@ def _check(rate: int, channels: int, seconds: float) -> None:
         raise ValueError(f"sound claims {channels} channels; 1 to {MAX_CHANNELS} are read")
     if seconds > MAX_SECONDS:
         raise ValueError(f"sound claims to last {seconds:.0f} s, more than the limit of {MAX_SECONDS:.0f}; cut it up")
+
+
+def _check_samples(count: int) -> None:
+    if count > MAX_SAMPLES:
+        raise ValueError(f"sound has {count} samples to decode, more than {MAX_SAMPLES}; cut it up or resample it")
 
 
 def _check_length(seconds: float, declared: float) -> None:

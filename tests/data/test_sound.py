@@ -83,6 +83,14 @@ def test_a_length_that_is_not_believed(monkeypatch):
         decode_sound(wav(tone(1.0)), RATE)
 
 
+@pytest.mark.parametrize("data", [wav(tone(1.0), channels=2), compressed(tone(2.0))])
+def test_more_samples_than_memory_should_hold(data, monkeypatch):
+    monkeypatch.setattr(sound, "MAX_SAMPLES", 30_000)
+    with pytest.raises(ValueError, match="samples to decode, more than 30000"):
+        decode_sound(data, RATE)
+    assert len(decode_sound(data, RATE, seconds=0.1)) == 1600
+
+
 def test_probing_tells_the_length(tmp_path):
     (tmp_path / "a.wav").write_bytes(wav(tone(1.5)))
     (tmp_path / "a.m4a").write_bytes(compressed(tone(1.5)))

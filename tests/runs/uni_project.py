@@ -43,7 +43,7 @@ def make_uni_project(folder: Path) -> Path:
         rows, questions = [], []
         for number in range(32):
             answer = answers[number % len(answers)]
-            name = f"{kind}{number}.{ {'image': 'png', 'video': 'mp4'}.get(kind, 'wav')}"
+            name = f"{kind}{number}.{ {'image': 'png', 'video': 'mp4'}.get(kind, 'wav') }"
             write_medium(media / name, kind, answer, number, rng)
             rows.append({"id": name, kind: name, "conversations": turn(f"<{kind}>\n{question}", answer)})
             asked = {"id": name, kind: f"media/{name}", "question": question, "answer": answer, "domain": kind}

@@ -30,7 +30,7 @@ CODE = ("uni", "demo", "preparation")
 WHEELS = ("av", "soundfile", "numpy", "pillow", "resvg_py", "tokenizers", "safetensors")
 KINDS = ("video", "speech", "audio")
 SOURCES = ("text", *(f"caption_{kind}" for kind in KINDS), *KINDS)
-SAMPLES_PER_SHARD = 256
+SAMPLES_PER_SHARD = 1024
 TOKENS = 4096
 """Entries of the tokenizer: with the demo's 3,072 the names of sounds fall into pieces."""
 console = Console(stderr=True)

@@ -55,7 +55,7 @@ def line_of(name: str, index: int, clip: Any, asked: Asked) -> Line:
 
 
 def guesses(lines: Sequence[Line], frequency: Mapping[str, float]) -> dict[str, float]:
-    """Returns what guessing scores: at random, always the most frequent answer, and whichever choice training said most.
+    """Returns what guessing scores: at random, always the most frequent answer, the choice that training said most.
 
     Args:
         lines: A benchmark.

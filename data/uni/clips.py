@@ -15,7 +15,7 @@ from uni.stamps import LANGUAGES, SoundEffect, SpokenCaption
 
 LONGEST = 6.0
 """Seconds of the longest speech clip: one chunk of the tower that hears it."""
-EXCERPT = 3.0
+EXCERPT = 2.5
 """Seconds of an excerpt of a sound."""
 TRAIN_CHANGES = {"pitch": (0.96, 1.04), "noise": (28.0, 45.0), "level": (0.0, 9.0)}
 """How training excerpts are changed: pitch factor, noise below the sound, softer by, both in decibels."""

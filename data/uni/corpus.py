@@ -16,7 +16,7 @@ from uni.stamps import SoundEffect, SpokenCaption
 
 Row = dict[str, Any]
 Clip = Film | LanguageClip | PromptClip | EffectClip
-TEXT_FILMS, TEXT_WORDS, TEXT_SOUNDS, TEXT_CAPTIONS, TEXT_PROMPTS = 3000, 2500, 12, 1600, 2
+TEXT_FILMS, TEXT_WORDS, TEXT_SOUNDS, TEXT_CAPTIONS, TEXT_PROMPTS = 2400, 2400, 12, 1200, 2
 """The text side: films and lists of words described, times each sound, spoken captions, times each prompt."""
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 CODECS = {"libx264": {"crf": "20", "preset": "fast", "threads": "1"}, "mpeg4": {"qscale": "3", "threads": "1"}}
-"""Encoders in the order they are tried, with their settings; one thread, so that every machine writes the same bytes."""
+"""Encoders in the order they are tried, with settings; one thread, so that every machine writes the same bytes."""
 PICTURES_A_SECOND = 8
 
 
@@ -39,5 +40,19 @@ def write_film(path: Path, frames: Sequence[Image.Image]) -> None:
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "yuv420p"
         for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes(picture), format="yuv420p")))
         container.mux(stream.encode(None))
+
+
+def planes(picture: Image.Image) -> NDArray[np.uint8]:
+    """Returns a picture as the planes of yuv420p, one under the other.
+
+    By hand, because FFmpeg's own conversion rounds differently with where in memory a picture happens to lie.
+    """
+    full = np.asarray(picture.convert("YCbCr"), dtype=np.float64)
+    height, width = full.shape[:2]
+    light = 16 + full[..., 0] * 219 / 255
+    colour = full[..., 1:].reshape(height // 2, 2, width // 2, 2, 2).mean(axis=(1, 3))
+    colour = 128 + (colour - 128) * 224 / 255
+    flat = np.concatenate([light.ravel(), colour[..., 0].ravel(), colour[..., 1].ravel()])
+    return np.round(flat).astype(np.uint8).reshape(height * 3 // 2, width)

@@ -30,13 +30,13 @@ class Amount:
     language: int = 70
     """Training clips of each language."""
     test_language: int = 19
-    effect: int = 7
+    effect: int = 6
     """Training excerpts of each sound."""
     test_effects: int = 150
     test_words: int = 150
     most_of_a_word: int = 5
     """How often one word may be the answer in the test."""
-    captions: int = 240
+    captions: int = 160
     """Clips of each kind that alignment sees."""
 
 

@@ -16,11 +16,9 @@ LEAST = 400
 """Prompts that a version of the package must hold to be used."""
 FREQUENT = 3
 """In how many training prompts a word must occur to be asked about."""
-DULL = frozenset(
-    (
-        "and are been but can did for had has have her him his how its not now off our out she that the their them then"
-    ).split()
-    + ["there", "they", "this", "too", "was", "were", "what", "when", "which", "who", "will", "with", "you", "your"]
+DULL = re.compile(
+    "and|are|been|but|can|did|for|had|has|have|her|him|his|how|its|not|now|off|our|out|she|that|the|their|them|then|"
+    "there|they|this|too|was|were|what|when|which|who|will|with|you|your"
 )
 """Words that carry too little sound or sense to be asked about, besides those of one or two letters."""
 
@@ -37,7 +35,7 @@ class Prompt:
     def words(self) -> tuple[str, ...]:
         """The words worth asking about, in the order they are said, each once."""
         found = re.findall(r"[a-z]+(?:'[a-z]+)?", self.text.lower())
-        return tuple(dict.fromkeys(word for word in found if len(word) > 2 and word not in DULL))
+        return tuple(dict.fromkeys(word for word in found if len(word) > 2 and not DULL.fullmatch(word)))
 
     @property
     def is_test(self) -> bool:

@@ -58,6 +58,7 @@ def ask_word(clip: PromptClip, word: str, choices: Choices, draw: random.Random)
     """Asks which of four words is said; a wrong one is as often frequent as a right one."""
     said = set(re.findall(r"[a-z']+", clip.prompt.text.lower()))
     others = [other for other in choices.words if other not in said]
+    assert len(others) >= 3, f"too few words to ask about besides {sorted(said)}"
     four = [word]
     while len(four) < 4:
         (other,) = draw.choices(others, [choices.words[name] for name in others])
@@ -100,7 +101,7 @@ def ask_clip(clip: Clip, choices: Choices, draw: random.Random) -> list[Asked]:
 
 
 def ask_caption(clip: Clip) -> Asked:
-    """Asks for all there is to say, for alignment: name and motion, language and transcript, or what makes the sound."""
+    """Asks for all there is to say, for alignment: name and motion, language and transcript, or name of the sound."""
     match clip:
         case Film():
             return Asked("caption", "Describe the video.", f"{clip.name}, {clip.motion}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,9 @@ SHOWN_ERRORS = 20
 ROLES = ("human", "gpt")
 VOICE = "voice"
 """Uni-MoE's field for sound of either kind, marked `<audio>`."""
+
+
+MEDIA_FIELDS = (*KINDS, VOICE)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,11 @@ def read_rows(json_path: Path, folder: Path, domain: str, voice: str) -> list[Ro
     return rows
 
 
+def _near_media(field: str) -> list[str]:
+    """Returns the media field that a name nearly is: one letter more, less or other."""
+    return difflib.get_close_matches(field, MEDIA_FIELDS, n=1, cutoff=0.8)
+
+
 def raise_all(json_path: Path, errors: list[str]) -> None:
     """Raises one error that tells of all rows, if there are any."""
     if errors:
@@ -121,6 +130,9 @@ def _read_row(number: int, row: Any, folder: Path, domain: str, voice: str) -> R
     spoken = [turn["from"] for turn in turns]
     if any(a == b for a, b in pairwise(spoken)) or "gpt" not in spoken[1:]:
         raise ValueError(f"turns are from {', '.join(spoken)}; let human and gpt take turns, and gpt answer")
+    misspelt = [(field, near[0]) for field in row if field not in MEDIA_FIELDS and (near := _near_media(field))]
+    if misspelt:
+        raise ValueError(f"has a field {misspelt[0][0]!r}; did you mean {misspelt[0][1]!r}? Rename it, or drop it")
     if row.get(VOICE) is not None:
         row, turns = _voiced(row, turns, voice)
     items = tuple(item for kind in KINDS for item in _items(row.get(kind), kind, folder))

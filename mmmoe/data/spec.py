@@ -19,7 +19,7 @@ class SourceSpec(Spec):
     weight: float = Field(default=1.0, gt=0)
     """Share of the mixture; relative to the other sources' weights."""
     domain: str = "general"
-    """Domain tag; expert load is split by it."""
+    """Domain tag of samples that carry none (those of `mmmoe data pack` do); expert load is split by it."""
 
 
 class MixtureSpec(Spec):

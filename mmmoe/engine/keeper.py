@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 from mmmoe import dist
@@ -56,8 +57,13 @@ class CheckpointKeeper:
         if text is not None:
             raise checkpoint.DiskFullError(errno.ENOSPC, f"the first rank could not write a checkpoint: {text}")
 
-    def resume(self, engine: Engine) -> Checkpoint | None:
-        """Puts the newest whole checkpoint into the engine and returns it, None if there is none. Collective."""
+    def resume(self, engine: Engine, check: Callable[[Checkpoint], None] = lambda held: None) -> Checkpoint | None:
+        """Puts the newest whole checkpoint into the engine and returns it, None if there is none. Collective.
+
+        Args:
+            engine: what it is put into.
+            check: looks at it before; what it raises is raised, and the engine is left as it was.
+        """
         found = checkpoint.latest_valid(self._folder) if dist.rank() == 0 else None
         if found is not None:
             # Damaged ones with higher numbers would count as the newest to keep and push the sound ones out.
@@ -68,5 +74,6 @@ class CheckpointKeeper:
         if not isinstance(path, Path):
             return None
         held = checkpoint.read(path)
+        check(held)
         engine.load(held.tensors, held.moments, held.state.step)
         return held

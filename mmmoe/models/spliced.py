@@ -110,7 +110,7 @@ class SplicedModel(nn.Module):
             attention_mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
             labels_BT = None
         spliced = self._splice(input_ids_BT, attention_mask_BT, labels_BT, media, features)
-        with recording(self.routed, spliced.prompt()) as rows:
+        with recording(self.routed, spliced.prompt(), spliced.mask_BT) as rows:
             hidden_BTD = self._decode(spliced)
         nll_B, num_targets_B = target_nll(hidden_BTD, spliced.labels_BT, self.language.get_output_embeddings())
         output = ModelOutput(nll_B, num_targets_B)
@@ -125,7 +125,7 @@ class SplicedModel(nn.Module):
     ) -> Tensor:
         """Returns the logits (B, T, V) of every spliced position."""
         spliced = self._splice(input_ids_BT, attention_mask_BT, None, media, features)
-        with recording(self.routed, spliced.prompt()):
+        with recording(self.routed, spliced.prompt(), spliced.mask_BT):
             logits_BTV: Tensor = self.language.get_output_embeddings()(self._decode(spliced))
         return logits_BTV
 

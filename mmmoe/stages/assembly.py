@@ -6,6 +6,7 @@ merged into the blocks (Uni-MoE, arXiv 2405.11273, section 3.3).
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,15 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from mmmoe import paths
+from mmmoe.engine.expert_groups import is_share
 from mmmoe.engine.groups import nearest_names
 from mmmoe.models.lora.spec import LoRASpec
 from mmmoe.models.moe.layer import SparseFFN, fill_expert
+from mmmoe.models.moe.place import ExpertPlace
 from mmmoe.models.moe.spec import BASE, MoESpec
+from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.heritage import Heritage, check_same_model
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 PROJECTIONS = ("gate", "up", "down")
+LORA_A, LORA_B = "lora.a_ERD", "lora.b_EDR"
 
 
 def sources_of(stage: StageSpec) -> list[str]:
@@ -71,13 +76,17 @@ def read_parts(run: RunSpec, stage: StageSpec, folder: RunFolder, start: Heritag
         ValueError: when one is missing, belongs to another model, or to other base weights.
     """
     parts: dict[str, Part] = {}
+    base = base_fingerprint(run.model.language)
     for name in sources_of(stage):
         heritage = Heritage.read(finished_stage(run, stage, name, folder))
         check_same_model(heritage, run.model)
-        if start is not None and start.base and heritage.base and start.base != heritage.base:
+        theirs = heritage.base or f"seed {heritage.seed}"
+        ours = base or f"seed {run.seed}" if start is None else start.base or f"seed {start.seed}"
+        if theirs != ours:
             raise ValueError(
-                f"{heritage.path} was trained on other base weights than {start.path} (fingerprints {heritage.base} "
-                f"and {start.base}); train this expert anew from the base that the run uses"
+                f"{heritage.path} was trained on other base weights than "
+                f"{start.path if start is not None else 'this run uses'} (fingerprints {theirs} and {ours}); train it "
+                "anew from the base that the run uses"
             )
         parts[name] = Part(name, heritage)
     return parts
@@ -88,26 +97,29 @@ def digests(parts: Mapping[str, Part]) -> dict[str, str]:
     return {name: part.heritage.checkpoint.digest for name, part in parts.items()}
 
 
-def take_inherited(own: Mapping[str, Tensor], stage: StageSpec, parts: Mapping[str, Part]) -> set[str]:
-    """Puts the tensors that `inherits` names into a model's own, and returns their names.
+def take_inherited(
+    own: Mapping[str, Tensor], stage: StageSpec, parts: Mapping[str, Part], place: ExpertPlace
+) -> dict[str, Tensor]:
+    """Puts the tensors that `inherits` names into a model's own, and returns them whole by name.
 
     Raises:
         ValueError: when a pattern matches nothing that its stage trained, or a tensor does not fit.
     """
-    taken: set[str] = set()
+    taken: dict[str, Tensor] = {}
     for pattern, name in stage.inherits.items():
         tensors = parts[name].heritage.checkpoint.tensors
-        found = [key for key in tensors if fnmatchcase(key, pattern)]
+        found = {key: tensor for key, tensor in tensors.items() if fnmatchcase(key, pattern)}
         if not found:
             raise ValueError(
                 f"stages.{stage.name}.inherits: {pattern!r} matches no tensor of {name!r}, "
                 f"{nearest_names(pattern, list(tensors))}"
             )
-        for key in found:
-            if key not in own or own[key].shape != tensors[key].shape:
+        for key, whole in found.items():
+            tensor = whole[place.own(len(whole))] if key in own and is_share(own[key]) else whole
+            if key not in own or own[key].shape != tensor.shape:
                 raise ValueError(f"stages.{stage.name}.inherits: {key} of {name!r} has no place in this stage's model")
-            own[key].data.copy_(tensors[key])
-        taken.update(found)
+            own[key].data.copy_(tensor)
+        taken |= found
     return taken
 
 
@@ -156,9 +168,11 @@ def merged_projections(expert: Heritage, site: str, dense: Mapping[str, Tensor])
     for name in PROJECTIONS:
         root = f"{site}.{name}_proj"
         weight_OI = tensors.get(f"{root}.weight", dense[f"{root}.weight"])
-        if f"{root}.lora.a_ERD" in tensors:
-            a_RI, b_OR = tensors[f"{root}.lora.a_ERD"][0].float(), tensors[f"{root}.lora.b_EDR"][0].float()
-            weight_OI = weight_OI.float() + _scale(expert, root) * (b_OR @ a_RI)
+        a_ERI, b_EOR = tensors.get(f"{root}.{LORA_A}"), tensors.get(f"{root}.{LORA_B}")
+        if a_ERI is not None and b_EOR is not None:
+            weight_OI = weight_OI.float() + _scale(expert, root) * (b_EOR[0].float() @ a_ERI[0].float())
+        elif a_ERI is not None or b_EOR is not None:
+            raise ValueError(f"{expert.path} holds half of the LoRA on {root}; its files were mixed up: train it anew")
         merged[name] = weight_OI
     return merged
 
@@ -171,22 +185,33 @@ def _scale(expert: Heritage, root: str) -> float:
 
 
 def _refuse_more_than_blocks(part: Part, start: Heritage | None, stage: StageSpec) -> None:
-    """Compares the rest of the language model with where this stage starts from."""
+    """Compares the rest of the language model with where this stage starts from, both ways."""
     before = start.checkpoint.tensors if start is not None else {}
-    for name, tensor in part.heritage.checkpoint.tensors.items():
-        if not name.startswith("language.") or _is_of_block(name):
+    found = part.heritage.checkpoint.tensors
+    for name in sorted({*before, *found}):
+        if not name.startswith("language.") or (name in found and _is_of_block(name)):
             continue
-        if name not in before or not torch.equal(before[name], tensor):
+        if name not in found or name not in before or not _is_same(before[name], found[name]):
             where = f"{start.path}" if start is not None else "the base weights"
             raise ValueError(
                 f"stages.{stage.name}: expert {part.name!r} ({part.heritage.path}) differs from {where} in {name}, "
-                "which is no feed-forward block; an expert's stage starts where this one does (init_from) and trains "
-                "feed-forward blocks and connectors only"
+                "which is no feed-forward block with plain LoRA; an expert's stage starts where this one does "
+                "(init_from) and trains feed-forward blocks and connectors only"
             )
 
 
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    """Says whether two tensors are alike up to the format that one of them went through."""
+    if left.shape != right.shape:
+        return False
+    low = left.dtype if left.element_size() <= right.element_size() else right.dtype
+    held = (torch.bfloat16, torch.float16) if low == torch.float32 else (low,)
+    return torch.equal(left, right) or any(torch.equal(left.to(kind), right.to(kind)) for kind in held)
+
+
 def _is_of_block(name: str) -> bool:
-    return any(f".{projection}_proj." in name for projection in PROJECTIONS)
+    parts = ("weight", LORA_A, LORA_B)
+    return any(name.endswith(f".{projection}_proj.{part}") for projection in PROJECTIONS for part in parts)
 
 
 def problems_of_sources(run: RunSpec, stage: StageSpec, seen: list[str]) -> Iterator[str]:
@@ -195,6 +220,10 @@ def problems_of_sources(run: RunSpec, stage: StageSpec, seen: list[str]) -> Iter
     for name in sources_of(stage):
         if name in names and name not in seen:
             yield f"takes parts of {name!r}, which comes later in this run; put it before"
+        elif name not in names and not paths.resolve(name).is_dir():
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its stages are {', '.join(names)}"
+            yield f"takes parts of {name!r}, which is no stage of this run and no folder; {hint}"
         elif name not in names:
             try:
                 check_same_model(Heritage.read(paths.resolve(name)), run.model)

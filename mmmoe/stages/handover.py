@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.spliced import SplicedModel
+from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.assembly import Part, take_experts, take_inherited
 from mmmoe.stages.heritage import Heritage, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -29,7 +30,7 @@ class StageModel:
     adapters: list[AdapterSpec]
     """All adapters in it."""
     inherited: dict[str, Tensor]
-    """What it holds beyond base weights and fresh ones, by canonical name."""
+    """What it holds beyond the base weights, by canonical name: what others trained, and its fresh adapters."""
     shares: frozenset[str]
     """Which of these are this process's share of a stack of experts."""
 
@@ -75,6 +76,12 @@ def build_stage_model(
     before = list(heritage.adapters) if heritage is not None else []
     if heritage is not None:
         check_same_model(heritage, run.model)
+        now = base_fingerprint(run.model.language)
+        if heritage.base != now:
+            raise ValueError(
+                f"{heritage.path} was trained on other base weights than model.language has now (fingerprints "
+                f"{heritage.base!r} and {now!r}); put those back, or train it anew"
+            )
     if [*before, *stage.adapters] != adapters:
         where = heritage.path if heritage is not None else "the base"
         raise ValueError(
@@ -82,19 +89,25 @@ def build_stage_model(
             "put their declaration back, or start a new run"
         )
     model = build_model(run.model, run.seed)
+    bare = set(tensors_of(model))
     add_adapters(model, before, run.seed, place)
-    names: set[str] = set()
+    kept: dict[str, Tensor] = {}
     if heritage is not None:
-        load_heritage(model, heritage, place)
-        names.update(heritage.checkpoint.tensors)
+        load_heritage(model, heritage, bare, place)
+        # From the file and not from the model, which may hold them in a lower format.
+        kept.update(heritage.checkpoint.tensors)
     dense = tensors_of(model)
-    names |= take_inherited(dense, stage, parts or {})
+    kept |= take_inherited(dense, stage, parts or {}, place)
     # Sparse blocks copy the dense ones, so they come when those hold what was inherited.
     add_adapters(model, stage.adapters, run.seed, place)
     take_experts(model, dense, stage, parts or {}, heritage)
-    held = {name: tensor for name, tensor in tensors_of(model).items() if name in names or is_expert_weight(name)}
-    shares = frozenset(name for name, tensor in held.items() if is_share(tensor))
-    return StageModel(model, adapters, {name: tensor.detach() for name, tensor in held.items()}, shares)
+    own = tensors_of(model)
+    # Fresh tensors too, trained or not: another stage, with other adapters or another seed, would draw others.
+    fresh = {name: tensor for name, tensor in own.items() if name not in dense}
+    inherited = {name: tensor for name, tensor in kept.items() if name in own} | {
+        name: tensor.detach() for name, tensor in fresh.items()
+    }
+    return StageModel(model, adapters, inherited, frozenset(name for name, tensor in fresh.items() if is_share(tensor)))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -107,15 +120,21 @@ def is_expert_weight(name: str) -> bool:
     return name.endswith(".weight_EOI")
 
 
-def load_heritage(model: nn.Module, heritage: Heritage, place: ExpertPlace = ALONE) -> None:
+def load_heritage(model: nn.Module, heritage: Heritage, bare: Collection[str], place: ExpertPlace = ALONE) -> None:
     """Puts a finished stage's tensors into a model; every tensor must have a place there.
 
+    Args:
+        model: with the heritage's adapters.
+        heritage: the finished stage.
+        bare: names of the model's tensors without adapters; all others must be in the heritage.
+        place: which whole experts this process holds.
+
     Raises:
-        ValueError: listing tensors that have none or another shape.
+        ValueError: listing tensors that have none or another shape, or are missing.
     """
     own, tensors = tensors_of(model), heritage.checkpoint.tensors
-    expected = {name: _whole_shape(own[name], place) for name in tensors if name in own}
-    problem = explain_mismatch(expected, tensors)
+    wanted = [name for name in own if name in tensors or name not in bare]
+    problem = explain_mismatch({name: _whole_shape(own[name], place) for name in wanted}, tensors)
     if problem:
         raise ValueError(f"{heritage.path} does not fit this model: {problem}")
     for name, tensor in tensors.items():
@@ -132,6 +151,7 @@ def rebuild(path: Path) -> tuple[SplicedModel, Heritage]:
     """Returns the trained model of a finished stage's folder, from that folder and the base weights alone."""
     heritage = Heritage.read(path)
     model = build_model(heritage.model, heritage.seed)
+    bare = set(tensors_of(model))
     add_adapters(model, heritage.adapters, heritage.seed)
-    load_heritage(model, heritage)
+    load_heritage(model, heritage, bare)
     return model, heritage

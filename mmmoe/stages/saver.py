@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmmoe import dist
 from mmmoe.engine import checkpoint
+from mmmoe.engine.checkpoint import Checkpoint
 from mmmoe.engine.expert_groups import ExpertGroups
 from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.protocol import Engine
@@ -68,11 +69,28 @@ class StageSaver:
 
     def restore(self) -> int:
         """Puts the newest sound checkpoint into the engine; returns its step, 0 when there is none."""
-        held = self._keeper.resume(self._engine)
+        held = self._keeper.resume(self._engine, self._refuse_another_start)
         if held is None:
             return 0
         logger().info("stage %s goes on after step %d", self._name, held.state.step)
         return held.state.step
+
+    def _refuse_another_start(self, held: Checkpoint) -> None:
+        """Compares what the checkpoint was trained from with what the stage starts from now."""
+        now = self._state(held.state.step)
+        pairs = {
+            "the model's declaration": (held.state.spec.get("model"), now.spec["model"]),
+            "the adapters' declaration": (held.state.spec.get("adapters"), now.spec["adapters"]),
+            "the stage it starts from": (held.state.parent, now.parent),
+            "the base weights": (held.state.extra.get("base"), now.extra["base"]),
+            "the stages it takes experts or connectors from": (held.state.extra.get("parts"), now.extra["parts"]),
+        }
+        changed = [what for what, (then, present) in pairs.items() if then != present]
+        if changed:
+            raise ValueError(
+                f"stage {self._name} cannot go on from {self._steps}: {', '.join(changed)} changed since step "
+                f"{held.state.step}. Put that back, or delete the folder to train the stage anew"
+            )
 
     def is_due(self, step: int) -> bool:
         """Says whether the stage asks for a checkpoint after so many steps."""

@@ -1,4 +1,4 @@
-"""Films, speech and sounds from synthetic packages: splits, motions, changes of sound, dialogues, Whisper."""
+"""Films, speech and sounds from synthetic packages: splits, motions, changes of sound, dialogues."""
 
 from __future__ import annotations
 

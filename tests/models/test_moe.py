@@ -115,7 +115,9 @@ def test_every_token_is_served_without_a_capacity_and_dropped_beyond_one() -> No
     with layer.tape.recording() as rows:
         layer(x)
     assert rows[0].index_BTK.shape == (1, 40, 2)
-    layer = unlike(sparse(dense_block(), gate=GateSpec(k=1, weights="softmax", capacity_factor=0.1, min_capacity=3)))
+    layer = unlike(
+        sparse(dense_block(), gate=GateSpec(k=1, weights="softmax", capacity_factor=0.1, min_capacity=3))
+    ).train()
     served = layer(x)[0].abs().sum(-1) > 0
     chosen = layer.router(x[0]).argmax(-1)
     for expert in range(4):

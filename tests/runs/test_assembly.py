@@ -121,7 +121,10 @@ def test_identical_experts_leave_the_first_loss_as_it_was(alone, experts):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["stages.moe.adapters.0.experts=[base, nowhere]"], "takes parts of 'nowhere', which is no stage of this run"),
+        (
+            ["stages.moe.adapters.0.experts=[base, nowhere]"],
+            "takes parts of 'nowhere', which is no stage of this run and no folder",
+        ),
         (["stages.moe.inherits={'connector.*': moe}"], "takes parts of 'moe', which comes later in this run"),
         (["engine.ep_size=2"], "engine.ep_size: 2 must divide the number of processes, 1"),
         (["engine.ep_size=3", "engine.processes=3"], "engine.ep_size: 3 must divide the number of experts, 4"),

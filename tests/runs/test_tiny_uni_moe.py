@@ -80,7 +80,7 @@ def test_processes_that_see_other_kinds_stay_in_step(uni, run, case):
         "zero1": ["engine.zero=1"],
         "zero2": ["engine.zero=2"],
         "zero3": ["engine.zero=3", CUT_UP],
-        "spread": ["engine.zero=2", "engine.ep_size=2"],
+        "spread": ["engine.zero=2", "engine.ep_size=2", "stages.moe.training.gradient_checkpointing=true"],
     }[case]
     overrides = ["engine.kind=deepspeed", "engine.processes=2", "evaluation=null", "stages.moe.training.micro_batch=1"]
     spread = finished(uni, case, *overrides, *engine)[0]

@@ -77,7 +77,16 @@ def find_sites(model: nn.Module, patterns: list[str], *, wants_linear: bool) -> 
         if any(fnmatchcase(name, pattern) for name in fitting):
             continue
         if any(fnmatchcase(name, pattern) and isinstance(m, Adapted) for name, m in modules.items()):
-            raise ValueError(f"adapter site {pattern!r} carries an adapter already; a stage adds each site once")
+            raise ValueError(
+                f"adapter site {pattern!r} carries an adapter already; a stage adds each site once, and one of an "
+                "earlier stage stays: start from a stage without it (init_from)"
+            )
+        parents = {name.rpartition(".")[0] for name, module in modules.items() if isinstance(module, Adapted)}
+        if any(fnmatchcase(name, pattern) for name in parents):
+            raise ValueError(
+                f"adapter site {pattern!r} names blocks whose parts carry an adapter of an earlier stage: start from a "
+                "stage without it (init_from)"
+            )
         kind = "linear layer" if wants_linear else "gated feed-forward block"
         raise ValueError(
             f"adapter site {pattern!r} names no {kind}; the nearest are {_nearest(pattern, list(fitting))}"

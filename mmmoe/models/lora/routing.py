@@ -27,10 +27,10 @@ class Routed:
 
 
 @contextmanager
-def recording(routed: list[Routed], prompt_BT: Tensor) -> Iterator[list[Rows]]:
+def recording(routed: list[Routed], prompt_BT: Tensor, mask_BT: Tensor | None = None) -> Iterator[list[Rows]]:
     """Gives what the routers of each adapter do in the forward that runs inside; see `RoutingTape.recording`."""
     with ExitStack() as stack:
-        yield [stack.enter_context(one.tape.recording(prompt_BT)) for one in routed]
+        yield [stack.enter_context(one.tape.recording(prompt_BT, mask_BT)) for one in routed]
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class RoutingTape:
     """Names of the routed layers, in model order."""
     _rows: dict[int, RoutingRow] | None = None
     _prompt_BT: Tensor | None = None
+    _mask_BT: Tensor | None = None
     _held: dict[int, Tensor] | None = None
 
     @cached_property
@@ -56,14 +57,17 @@ class RoutingTape:
         return {number: [place for place, one in enumerate(self.layer_of) if one == number] for number in numbers}
 
     @contextmanager
-    def recording(self, prompt_BT: Tensor | None = None) -> Iterator[dict[int, RoutingRow]]:
+    def recording(
+        self, prompt_BT: Tensor | None = None, mask_BT: Tensor | None = None
+    ) -> Iterator[dict[int, RoutingRow]]:
         """Gives the rows of the forward that runs inside, by place among the sites.
 
         Args:
             prompt_BT: positions that a router which decides once a sample reads; None for all.
+            mask_BT: True at real positions; None for all.
         """
         rows: dict[int, RoutingRow] = {}
-        self._rows, self._prompt_BT = rows, prompt_BT
+        self._rows, self._prompt_BT, self._mask_BT = rows, prompt_BT, mask_BT
         try:
             yield rows
         finally:
@@ -72,11 +76,16 @@ class RoutingTape:
     @contextmanager
     def holding(self, prompt_BT: Tensor) -> Iterator[None]:
         """Inside, decisions once a sample are made in the first forward, on the prompt, and kept."""
-        self._held, self._prompt_BT = {}, prompt_BT
+        self._held, self._prompt_BT, self._mask_BT = {}, prompt_BT, None
         try:
             yield
         finally:
             self._held = None
+
+    def mask(self, x_BTD: Tensor) -> Tensor | None:
+        """Returns which positions of a layer's input are real, None where nobody said."""
+        mask_BT = self._mask_BT
+        return mask_BT if mask_BT is not None and mask_BT.shape == x_BTD.shape[:2] else None
 
     def decide(self, router: Router, x_BTD: Tensor, site: int) -> Choice:
         """Returns the experts of each position (N = B * T) and notes what the router did."""

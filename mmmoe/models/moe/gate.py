@@ -13,7 +13,7 @@ from mmmoe.kernels.route_topk.reference import Routing
 from mmmoe.models.moe.spec import GateSpec
 
 
-def route(logits_NE: Tensor, spec: GateSpec, valid_N: Tensor | None = None) -> Routing:
+def route(logits_NE: Tensor, spec: GateSpec, valid_N: Tensor | None = None, *, drops: bool = True) -> Routing:
     """Returns each token's experts, their weights and their places.
 
     Without a capacity: Uni-MoE (arXiv 2405.11273, section 3.2; its code renormalises). With one: DeepSpeed 0.19's
@@ -24,9 +24,10 @@ def route(logits_NE: Tensor, spec: GateSpec, valid_N: Tensor | None = None) -> R
         logits_NE: one row a token.
         spec: k, weights and capacity.
         valid_N: bool; tokens that are not valid (padding) go to no expert.
+        drops: whether a capacity is kept; it belongs to training, where all choices of a batch are made at once.
     """
     is_renormalised = spec.weights == "renormalised"
-    if spec.capacity_factor is None:
+    if spec.capacity_factor is None or not drops:
         return route_topk(logits_NE, spec.k, "softmax_chosen" if is_renormalised else "softmax", valid_N=valid_N)
     capacity = capacity_of(spec, *logits_NE.shape)
     if spec.drop == "probability":

@@ -18,7 +18,7 @@ from mmmoe.models.moe.spec import MoESpec
 
 
 class SparseFFN(nn.Module):
-    """y = sum over the k chosen experts of weight * FFN_e(x) (Uni-MoE, arXiv 2405.11273, section 3.2).
+    """y = sum over the k chosen experts of weight * FFN_e(x) (Uni-MoE, arXiv 2405.11273, section 3.2); 0 at padding.
 
     Fresh, every expert is a copy of the dense block; with renormalised weights the output is then the dense block's.
     """
@@ -55,7 +55,9 @@ class SparseFFN(nn.Module):
         batch, length, width = x_BTD.shape
         x_ND = x_BTD.reshape(-1, width)
         logits_NE = self.router(x_ND)
-        routing = route(logits_NE, self.spec.gate)
+        mask_BT = self.tape.mask(x_BTD)
+        valid_N = None if mask_BT is None else mask_BT.reshape(-1)
+        routing = route(logits_NE, self.spec.gate, valid_N, drops=self.training)
         self.tape.note(self.site, lambda: self._row(logits_NE, routing, batch, length))
         return self._served(x_ND, routing).view(x_BTD.shape)
 

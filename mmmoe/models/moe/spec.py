@@ -27,7 +27,8 @@ class GateSpec(Spec):
     jitter: float = Field(default=0.0, ge=0.0, lt=1.0)
     """In training the input is multiplied by numbers from U(1 - jitter, 1 + jitter)."""
     capacity_factor: float | None = Field(default=None, gt=0)
-    """An expert keeps at most ceil(factor * k * tokens / experts) choices of a micro-batch; null keeps all."""
+    """In training an expert keeps at most ceil(factor * k * positions / experts) choices of a process's micro-batch,
+    padding counted among the positions; null keeps all, and so does evaluation."""
     min_capacity: int = Field(default=4, ge=1)
     """Least capacity of an expert."""
     drop: Literal["position", "choice", "probability"] = "position"

@@ -147,7 +147,7 @@ def test_an_expert_that_is_none_is_refused(alone, experts, mmmoe, tmp_path):
     status, text = mmmoe("run", experts, f"runs={tmp_path}", given.format("moe"), "evaluation=null")
     assert status == USER_MISTAKE
     said = " ".join(text.split())
-    assert "which is no feed-forward block; an expert's stage starts where this one does" in said
+    assert "which is no feed-forward block with plain LoRA; an expert's stage starts where" in said
 
 
 def test_a_pattern_that_takes_nothing_over_is_refused(experts, mmmoe, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmmoe.models.lora.tape import RoutingTape
 from mmmoe.models.moe.layer import SparseFFN, fill_expert
@@ -173,3 +174,18 @@ def test_shares_of_experts_join_to_the_whole() -> None:
         assert torch.equal(torch.cat(shares), parameter)
     with pytest.raises(ValueError, match="4 experts cannot be shared by 3 processes"):
         sparse(dense_block(), place=ExpertPlace(0, 3))
+
+
+def test_recomputation_under_checkpointing_gives_the_same_gradients() -> None:
+    """Nobody records in the second run of a layer, and it must save what the first one saved all the same."""
+    layer, x = unlike(sparse(dense_block(), lora=ExpertLoRASpec(rank=2, alpha=2))), torch.randn(2, 5, WIDTH)
+    grads = []
+    for is_recomputed in (False, True):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        with layer.tape.recording() as rows:
+            y = checkpoint(layer, leaf, use_reentrant=False) if is_recomputed else layer(leaf)
+        (y.square().sum() + rows[0].probability_BTE.square().sum()).backward()
+        grads.append([leaf.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
+    for plain, recomputed in zip(*grads, strict=True):
+        assert torch.equal(plain, recomputed)

@@ -58,7 +58,9 @@ class SparseFFN(nn.Module):
         mask_BT = self.tape.mask(x_BTD)
         valid_N = None if mask_BT is None else mask_BT.reshape(-1)
         routing = route(logits_NE, self.spec.gate, valid_N, drops=self.training)
-        self.tape.note(self.site, lambda: self._row(logits_NE, routing, batch, length))
+        # Outside what is noted: recomputation under gradient checkpointing must save the tensors that the forward saved.
+        probability_NE = logits_NE.softmax(-1)
+        self.tape.note(self.site, lambda: self._row(logits_NE, probability_NE, routing, batch, length))
         return self._served(x_ND, routing).view(x_BTD.shape)
 
     def _served(self, x_ND: Tensor, routing: Routing) -> Tensor:
@@ -71,11 +73,14 @@ class SparseFFN(nn.Module):
             return compute_there(x_ND, routing, order, self.experts, place)
         return compute_with_gathered(x_ND, routing, self.experts, place)
 
-    def _row(self, logits_NE: Tensor, routing: Routing, batch: int, length: int) -> RoutingRow:
-        logits_BTE = logits_NE.view(batch, length, -1)
+    def _row(self, logits_NE: Tensor, probability_NE: Tensor, routing: Routing, batch: int, length: int) -> RoutingRow:
         is_trained = any(parameter.requires_grad for parameter in self.router.parameters())
-        chosen_BTK = routing.expert_NK.view(batch, length, -1)
-        return RoutingRow(logits_BTE, logits_BTE.softmax(-1), chosen_BTK, is_trained)
+        return RoutingRow(
+            logits_NE.view(batch, length, -1),
+            probability_NE.view(batch, length, -1),
+            routing.expert_NK.view(batch, length, -1),
+            is_trained,
+        )
 
 
 def keep_own(experts: Experts, own: slice) -> None:

@@ -58,7 +58,7 @@ class SparseFFN(nn.Module):
         mask_BT = self.tape.mask(x_BTD)
         valid_N = None if mask_BT is None else mask_BT.reshape(-1)
         routing = route(logits_NE, self.spec.gate, valid_N, drops=self.training)
-        # Outside what is noted: recomputation under gradient checkpointing must save the tensors that the forward saved.
+        # Not inside what is noted: recomputed under gradient checkpointing, the layer must save as many tensors.
         probability_NE = logits_NE.softmax(-1)
         self.tape.note(self.site, lambda: self._row(logits_NE, probability_NE, routing, batch, length))
         return self._served(x_ND, routing).view(x_BTD.shape)

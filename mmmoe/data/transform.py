@@ -16,7 +16,7 @@ class Transform(Protocol):
 
     @property
     def key(self) -> str:
-        """Names what features depend on besides the tower's own key; empty where that says all."""
+        """Names what features depend on besides the tower's own key."""
 
     def __call__(self, item: Item, /) -> Tensor:
         """Returns float32.
@@ -27,6 +27,11 @@ class Transform(Protocol):
 
     def blank(self) -> Tensor:
         """Returns an item that shows or says nothing: even grey, silence."""
+
+
+def placeholders(kind: str, made: Tensor) -> int:
+    """Returns how many placeholders an item has once a transform or a tower has made something of it."""
+    return len(made) if KINDS[kind].is_chunked else 1
 
 
 def stack_items(kind: str, items: Sequence[Tensor]) -> Tensor:

@@ -40,9 +40,6 @@ class ImageTransform:
     shape. `crop` is CLIP's: the short side fits, the middle is kept. Resizing is bicubic.
     """
 
-    key = ""
-    """A tower's key names its size, colours and fit already."""
-
     def __init__(
         self,
         size: int,
@@ -67,6 +64,8 @@ class ImageTransform:
             raise ValueError(f"fit {fit!r} and size {size}: fit is one of {get_args(Fit)}, size at least 1")
         self.size = size
         self.fit = fit
+        # A tower's key names its size and colours already.
+        self.key = f"fit={fit}"
         self.background = background or (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
         self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)

@@ -43,7 +43,7 @@ class VideoTransform:
     @property
     def key(self) -> str:
         """Names what features depend on besides the tower."""
-        return f"frames={self.frames}"
+        return f"frames={self.frames} {self.image.key}"
 
     def __call__(self, item: Item) -> Tensor:
         """Returns the pictures of a film, or of a list of frames that has more or fewer than F.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmmoe.data.media import KINDS, Item
-from mmmoe.data.transform import Transform, stack_items
+from mmmoe.data.transform import Transform, placeholders, stack_items
 
 ENCODE_BATCH = {"image": 32, "video": 4, "speech": 8, "audio": 8}
 """Items the tower sees at once; more does not go faster on a CPU."""
@@ -53,8 +53,7 @@ class MediaFeatures:
         if folder is not None:
             # The blank item goes through the whole transform, so its values tell apart sizes, means and deviations.
             blank = hashlib.sha256(transform.blank().contiguous().numpy().tobytes()).hexdigest()
-            named = getattr(transform, "fit", "") if kind == "image" else f"{kind} {transform.key}"
-            key = f"{model.tower_of(kind).key}|{named}|{blank}"
+            key = f"{model.tower_of(kind).key}|{kind} {transform.key}|{blank}"
             self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def prepare(self, items: Iterable[Files | None]) -> int:
@@ -72,7 +71,7 @@ class MediaFeatures:
             rows = stack_items(self._kind, made)
             # One long file may have more chunks than the tower should see at once.
             encoded = torch.cat([self._encode(few) for few in torch.split(rows, size)])
-            counts = [len(item) if KINDS[self._kind].is_chunked else 1 for item in made]
+            counts = [placeholders(self._kind, item) for item in made]
             for digest, features in zip(part, torch.split(encoded, counts), strict=True):
                 self._keep(digest, features.numpy() if KINDS[self._kind].is_chunked else features[0].numpy())
         return len(digests)
@@ -95,7 +94,7 @@ class MediaFeatures:
         places: dict[str, range] = {}
         for digest, rows in loaded.items():
             start = next(reversed(places.values())).stop if places else 0
-            places[digest] = range(start, start + (len(rows) if KINDS[self._kind].is_chunked else 1))
+            places[digest] = range(start, start + placeholders(self._kind, rows))
         distinct = stack_items(self._kind, list(loaded.values())).to(self._device).float()
         return distinct[torch.tensor([at for digest in digests for at in places[digest]], device=self._device)]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from mmmoe import paths
 from mmmoe.engine.expert_groups import is_share
 from mmmoe.engine.groups import nearest_names
-from mmmoe.models.lora.spec import LoRASpec
+from mmmoe.models.lora.spec import PROJECTIONS, LoRASpec
 from mmmoe.models.moe.layer import SparseFFN, fill_expert
 from mmmoe.models.moe.place import ExpertPlace
 from mmmoe.models.moe.spec import BASE, MoESpec
@@ -27,7 +26,6 @@ from mmmoe.stages.heritage import Heritage, check_same_model
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec, StageSpec
 
-PROJECTIONS = ("gate", "up", "down")
 LORA_A, LORA_B = "lora.a_ERD", "lora.b_EDR"
 
 
@@ -60,45 +58,36 @@ def finished_stage(run: RunSpec, stage: StageSpec, name: str, folder: RunFolder)
     return path
 
 
-@dataclass(frozen=True)
-class Part:
-    """A finished stage that gives something to another one."""
-
-    name: str
-    """As the stage's declaration calls it."""
-    heritage: Heritage
-
-
-def read_parts(run: RunSpec, stage: StageSpec, folder: RunFolder, start: Heritage | None) -> dict[str, Part]:
+def read_parts(run: RunSpec, stage: StageSpec, folder: RunFolder, start: Heritage | None) -> dict[str, Heritage]:
     """Returns the finished stages that a stage takes parts of, by name.
 
     Raises:
         ValueError: when one is missing, belongs to another model, or to other base weights.
     """
-    parts: dict[str, Part] = {}
+    parts: dict[str, Heritage] = {}
     base = base_fingerprint(run.model.language)
     for name in sources_of(stage):
         heritage = Heritage.read(finished_stage(run, stage, name, folder))
         check_same_model(heritage, run.model)
         theirs = heritage.base or f"seed {heritage.seed}"
-        ours = base or f"seed {run.seed}" if start is None else start.base or f"seed {start.seed}"
+        ours = base or f"seed {(start or run).seed}"
         if theirs != ours:
             raise ValueError(
                 f"{heritage.path} was trained on other base weights than "
                 f"{start.path if start is not None else 'this run uses'} (fingerprints {theirs} and {ours}); train it "
                 "anew from the base that the run uses"
             )
-        parts[name] = Part(name, heritage)
+        parts[name] = heritage
     return parts
 
 
-def digests(parts: Mapping[str, Part]) -> dict[str, str]:
+def digests(parts: Mapping[str, Heritage]) -> dict[str, str]:
     """Returns the checkpoint's digest of each part, for who must know whether one has changed."""
-    return {name: part.heritage.checkpoint.digest for name, part in parts.items()}
+    return {name: part.checkpoint.digest for name, part in parts.items()}
 
 
 def take_inherited(
-    own: Mapping[str, Tensor], stage: StageSpec, parts: Mapping[str, Part], place: ExpertPlace
+    own: Mapping[str, Tensor], stage: StageSpec, parts: Mapping[str, Heritage], place: ExpertPlace
 ) -> dict[str, Tensor]:
     """Puts the tensors that `inherits` names into a model's own, and returns them whole by name.
 
@@ -107,7 +96,7 @@ def take_inherited(
     """
     taken: dict[str, Tensor] = {}
     for pattern, name in stage.inherits.items():
-        tensors = parts[name].heritage.checkpoint.tensors
+        tensors = parts[name].checkpoint.tensors
         found = {key: tensor for key, tensor in tensors.items() if fnmatchcase(key, pattern)}
         if not found:
             raise ValueError(
@@ -128,7 +117,7 @@ def take_experts(
     model: nn.Module,
     dense: Mapping[str, Tensor],
     stage: StageSpec,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Heritage],
     start: Heritage | None,
 ) -> None:
     """Fills the sparse blocks that the stage adds with its experts, merged.
@@ -151,9 +140,9 @@ def take_experts(
         for number, name in enumerate(spec.experts):
             if name == BASE:
                 continue
-            _refuse_more_than_blocks(parts[name], start, stage)
+            _refuse_more_than_blocks(name, parts[name], start, stage)
             for site, layer in sites.items():
-                fill_expert(layer, number, merged_projections(parts[name].heritage, site, dense))
+                fill_expert(layer, number, merged_projections(parts[name], site, dense))
 
 
 def merged_projections(expert: Heritage, site: str, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,29 +173,20 @@ def _scale(expert: Heritage, root: str) -> float:
     raise ValueError(f"{expert.path} has a LoRA on {root}, but declares none; its files were mixed up: train it anew")
 
 
-def _refuse_more_than_blocks(part: Part, start: Heritage | None, stage: StageSpec) -> None:
+def _refuse_more_than_blocks(called: str, expert: Heritage, start: Heritage | None, stage: StageSpec) -> None:
     """Compares the rest of the language model with where this stage starts from, both ways."""
     before = start.checkpoint.tensors if start is not None else {}
-    found = part.heritage.checkpoint.tensors
+    found = expert.checkpoint.tensors
     for name in sorted({*before, *found}):
         if not name.startswith("language.") or (name in found and _is_of_block(name)):
             continue
-        if name not in found or name not in before or not _is_same(before[name], found[name]):
+        if name not in found or name not in before or not torch.equal(before[name], found[name]):
             where = f"{start.path}" if start is not None else "the base weights"
             raise ValueError(
-                f"stages.{stage.name}: expert {part.name!r} ({part.heritage.path}) differs from {where} in {name}, "
+                f"stages.{stage.name}: expert {called!r} ({expert.path}) differs from {where} in {name}, "
                 "which is no feed-forward block with plain LoRA; an expert's stage starts where this one does "
                 "(init_from) and trains feed-forward blocks and connectors only"
             )
-
-
-def _is_same(left: Tensor, right: Tensor) -> bool:
-    """Says whether two tensors are alike up to the format that one of them went through."""
-    if left.shape != right.shape:
-        return False
-    low = left.dtype if left.element_size() <= right.element_size() else right.dtype
-    held = (torch.bfloat16, torch.float16) if low == torch.float32 else (low,)
-    return torch.equal(left, right) or any(torch.equal(left.to(kind), right.to(kind)) for kind in held)
 
 
 def _is_of_block(name: str) -> bool:
@@ -215,7 +195,7 @@ def _is_of_block(name: str) -> bool:
 
 
 def problems_of_sources(run: RunSpec, stage: StageSpec, seen: list[str]) -> Iterator[str]:
-    """Yields what is wrong with the stages and folders that a stage takes parts from; reads no weights."""
+    """Yields what is wrong with the stages and folders that a stage takes parts from; folders are read."""
     names = [s.name for s in run.stages]
     for name in sources_of(stage):
         if name in names and name not in seen:

@@ -20,7 +20,7 @@ from mmmoe.models.lora.spec import BalanceSpec, LoRASpec
 from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.spec import ModelSpec
 from mmmoe.models.weights import weight_files
-from mmmoe.stages.assembly import Part, digests
+from mmmoe.stages.assembly import digests
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -38,7 +38,9 @@ class StageCache:
     something depends on how a batch is cut up (dropout, a balance over the micro-batch).
     """
 
-    def __init__(self, run: RunSpec, stage: StageSpec, heritage: Heritage | None, parts: Mapping[str, Part]) -> None:
+    def __init__(
+        self, run: RunSpec, stage: StageSpec, heritage: Heritage | None, parts: Mapping[str, Heritage]
+    ) -> None:
         key = json.dumps(_dependencies(run, stage, heritage) | {"parts": digests(parts)}, sort_keys=True)
         self.path = Path(run.cache) / "stages" / f"{stage.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 

@@ -81,7 +81,7 @@ def transforms_of(model: SplicedModel) -> dict[str, Transform]:
 
 def feature_key(model: SplicedModel, kind: str, transform: Transform) -> str:
     """Returns what names the features of a kind: the tower, and what the transform adds to it."""
-    return " ".join(part for part in (model.tower_of(kind).key, transform.key) if part)
+    return f"{model.tower_of(kind).key} {transform.key}"
 
 
 def total_steps(stage: StageSpec) -> int:

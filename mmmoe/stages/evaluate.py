@@ -18,7 +18,7 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.stages.draw import transforms_of
-from mmmoe.stages.handover import is_expert_weight, rebuild, tensors_of
+from mmmoe.stages.handover import rebuild, tensors_of
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec
@@ -86,7 +86,7 @@ def _before_pictures(heritage: Heritage) -> SplicedModel:
     adapters = (".lora.", ".experts.", ".router.")
     with torch.no_grad():
         for name, tensor in heritage.checkpoint.tensors.items():
-            is_adapter = any(part in name for part in adapters) and not is_expert_weight(name)
+            is_adapter = any(part in name for part in adapters) and not name.endswith(".weight_EOI")
             if name.startswith("language.") and not is_adapter:
                 own[name].data.copy_(tensor)
     return model

@@ -17,7 +17,7 @@ from mmmoe.models.keys import canonical
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.models.weights import base_fingerprint
-from mmmoe.stages.assembly import Part, take_experts, take_inherited
+from mmmoe.stages.assembly import take_experts, take_inherited
 from mmmoe.stages.heritage import Heritage, check_same_model
 from mmmoe.stages.spec import RunSpec, StageSpec
 
@@ -57,7 +57,7 @@ def build_stage_model(
     run: RunSpec,
     stage: StageSpec,
     heritage: Heritage | None,
-    parts: Mapping[str, Part] | None = None,
+    parts: Mapping[str, Heritage] | None = None,
     place: ExpertPlace = ALONE,
 ) -> StageModel:
     """Returns the model a stage starts from.
@@ -72,7 +72,7 @@ def build_stage_model(
     Raises:
         ValueError: when the heritage belongs to another model or does not fit.
     """
-    adapters = adapters_in(run, stage)
+    adapters, parts = adapters_in(run, stage), parts or {}
     before = list(heritage.adapters) if heritage is not None else []
     if heritage is not None:
         check_same_model(heritage, run.model)
@@ -97,10 +97,10 @@ def build_stage_model(
         # From the file and not from the model, which may hold them in a lower format.
         kept.update(heritage.checkpoint.tensors)
     dense = tensors_of(model)
-    kept |= take_inherited(dense, stage, parts or {}, place)
+    kept |= take_inherited(dense, stage, parts, place)
     # Sparse blocks copy the dense ones, so they come when those hold what was inherited.
     add_adapters(model, stage.adapters, run.seed, place)
-    take_experts(model, dense, stage, parts or {}, heritage)
+    take_experts(model, dense, stage, parts, heritage)
     own = tensors_of(model)
     # Fresh tensors too, trained or not: another stage, with other adapters or another seed, would draw others.
     fresh = {name: tensor for name, tensor in own.items() if name not in dense}
@@ -113,11 +113,6 @@ def build_stage_model(
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Returns a model's parameters and buffers by canonical name."""
     return {canonical(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-
-
-def is_expert_weight(name: str) -> bool:
-    """Says whether a tensor is the frozen part of whole experts, which no base folder holds."""
-    return name.endswith(".weight_EOI")
 
 
 def load_heritage(model: nn.Module, heritage: Heritage, bare: Collection[str], place: ExpertPlace = ALONE) -> None:

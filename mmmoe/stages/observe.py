@@ -12,6 +12,7 @@ from mmmoe.data.collate import Batch
 from mmmoe.data.spec import SourceSpec
 from mmmoe.engine.metrics import MetricsFile, peak_memory_mb
 from mmmoe.engine.protocol import StepRecord, TrainingBatch, TrainingOutput
+from mmmoe.models.moe.place import Traffic
 from mmmoe.models.output import ModelOutput, RoutingStatistics
 from mmmoe.stages.routing_record import routing_record
 from mmmoe.stages.saver import StageSaver
@@ -27,7 +28,12 @@ class StageObserver:
     """
 
     def __init__(
-        self, metrics: MetricsFile | None, sources: list[SourceSpec], saver: StageSaver, watch: RouterWatch
+        self,
+        metrics: MetricsFile | None,
+        sources: list[SourceSpec],
+        saver: StageSaver,
+        watch: RouterWatch,
+        traffic: Traffic | None = None,
     ) -> None:
         """Begins a stage.
 
@@ -36,10 +42,13 @@ class StageObserver:
             sources: The mixture's sources.
             saver: Writes the checkpoints.
             watch: Looks at the lines for alarms.
+            traffic: What this process sends to those that share experts with it.
         """
         self._metrics = metrics
         self._saver = saver
         self._watch = watch
+        self._traffic = traffic or Traffic()
+        self._sent = (0, 0)
         self._sources = [source.name for source in sources]
         self._clear()
 
@@ -114,6 +123,11 @@ class StageObserver:
             "tokens_per_s": round(record.tokens / max(record.seconds, 1e-9), 1),
             **peak_memory_mb(),
         }
+        sent = (self._traffic.tokens, self._traffic.weights)
+        if any(sent):
+            names_of_sent = ("tokens", "weights")
+            line["expert_bytes"] = {n: now - then for n, now, then in zip(names_of_sent, sent, self._sent, strict=True)}
+            self._sent = sent
         for name in names:
             line[name] = [float(x) / max(samples, 1.0) for x in next(summed)]
         if self._routing is not None:

@@ -10,7 +10,7 @@ from mmmoe import dist
 from mmmoe.engine import checkpoint
 from mmmoe.engine.stop import StopRequest
 from mmmoe.log import logger
-from mmmoe.stages.assembly import Part, digests, finished_stage, read_parts
+from mmmoe.stages.assembly import digests, finished_stage, read_parts
 from mmmoe.stages.cache import StageCache
 from mmmoe.stages.evaluate import evaluate_run
 from mmmoe.stages.heritage import Heritage
@@ -83,7 +83,7 @@ def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder, stop: StopReq
     dist.barrier()
 
 
-def _is_finished(stage: StageSpec, final: Path, heritage: Heritage | None, parts: Mapping[str, Part]) -> bool:
+def _is_finished(stage: StageSpec, final: Path, heritage: Heritage | None, parts: Mapping[str, Heritage]) -> bool:
     """Says whether a stage's result stands already, made from this declaration and this parent; collective."""
     found = False
     if dist.rank() == 0 and not checkpoint.verify(final):

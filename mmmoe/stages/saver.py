@@ -18,7 +18,7 @@ from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.protocol import Engine
 from mmmoe.log import logger
 from mmmoe.models.weights import base_fingerprint
-from mmmoe.stages.assembly import Part, digests
+from mmmoe.stages.assembly import digests
 from mmmoe.stages.handover import StageModel
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -33,7 +33,7 @@ class Origin:
     start: StageModel
     """The model before the stage trained it."""
     heritage: Heritage | None
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Heritage]
 
     def declared(self) -> dict[str, Any]:
         """Returns the declaration that a later stage rebuilds the model from."""

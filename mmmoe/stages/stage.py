@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from mmmoe import dist
 from mmmoe.engine.build import build_engine
-from mmmoe.engine.expert_groups import is_share, make_groups
+from mmmoe.engine.expert_groups import make_groups
 from mmmoe.engine.groups import freeze
 from mmmoe.engine.loop import fit
 from mmmoe.engine.metrics import MetricsFile
 from mmmoe.engine.stop import StopRequest
 from mmmoe.models.keys import canonical
 from mmmoe.models.moe.place import ALONE, ExpertPlace
-from mmmoe.stages.assembly import Part
+from mmmoe.models.moe.spec import MoESpec
 from mmmoe.stages.coefficients import check_coefficients
 from mmmoe.stages.draw import draw, total_steps
 from mmmoe.stages.handover import build_stage_model
@@ -31,7 +31,7 @@ def run_stage(
     stage: StageSpec,
     folder: RunFolder,
     heritage: Heritage | None,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Heritage],
     stop: StopRequest,
 ) -> None:
     """Trains one stage from its last checkpoint, or its start, to its end, and leaves `stages/<name>/final`.
@@ -43,8 +43,9 @@ def run_stage(
     training, steps = stage.training, total_steps(stage)
     here = folder.stage(stage.name)
 
-    groups = make_groups(run.engine)
-    place = ALONE if groups is None else ExpertPlace(groups.rank, groups.size, groups.group)
+    adapters = [*(heritage.adapters if heritage else []), *stage.adapters]
+    experts = make_groups(run.engine) if any(isinstance(adapter, MoESpec) for adapter in adapters) else None
+    place = ALONE if experts is None else ExpertPlace(experts.rank, experts.size, experts.group)
     start_model = build_stage_model(run, stage, heritage, parts, place)
     model = start_model.model
     model.gradient_checkpointing(training.gradient_checkpointing)
@@ -52,7 +53,6 @@ def run_stage(
     check_coefficients(model, stage)
 
     source = draw(run, stage, model, folder)
-    experts = groups if any(is_share(parameter) for parameter in model.parameters()) else None
     engine = build_engine(model, run.engine, training, canonical, experts)
     saver = StageSaver(Origin(run, stage, start_model, heritage, parts), engine, here, experts)
     start = saver.restore()
@@ -62,7 +62,7 @@ def run_stage(
         metrics.truncate_after(start)
         folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
     watch = RouterWatch(stage.name, steps, metrics.read() if metrics is not None else [])
-    observer = StageObserver(metrics, stage.mixture.sources, saver, watch)
+    observer = StageObserver(metrics, stage.mixture.sources, saver, watch, place.traffic)
     try:
         result = fit(engine, source, training, steps, start, observer, stop=stop, title=f"stage {stage.name}")
         if result.stopped:

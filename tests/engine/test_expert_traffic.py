@@ -12,7 +12,8 @@ from moe_toy import EXPERTS, WIDTH, moe_engine, moe_spec
 
 from mmmoe import dist
 from mmmoe.engine.spec import EngineSpec
-from mmmoe.models.moe.exchange import send, token_bytes, weight_bytes
+from mmmoe.kernels.send_order.op import send_order
+from mmmoe.models.moe.exchange import token_bytes, weight_bytes
 from mmmoe.models.moe.gate import route
 from mmmoe.models.moe.spec import GateSpec
 
@@ -50,7 +51,7 @@ def sent(move: str, k: int, tokens: int) -> dict[str, Any]:
     layer = engine.module.get_submodule("language.layers.0.mlp")
     torch.manual_seed(dist.rank())
     x_BTD = torch.randn(1, tokens, WIDTH, requires_grad=True)
-    order = send(route(layer.router(x_BTD[0]), layer.spec.gate), EXPERTS, 2)
+    order = send_order(route(layer.router(x_BTD[0]), layer.spec.gate).expert_NK, EXPERTS, 2)
     leaving = int(order.count_E[1 - place.rank])
     with Wire() as wire:
         layer(x_BTD).sum().backward()

@@ -84,6 +84,8 @@ def test_two_processes_with_spread_experts_train_and_leave_the_same(alone, exper
     torch.testing.assert_close(
         torch.tensor(losses(spread, "moe")), torch.tensor(losses(alone, "moe")), rtol=2e-4, atol=0
     )
+    row = json.loads((spread / "stages/moe/metrics.jsonl").read_text().splitlines()[-1])
+    assert sum(row["expert_bytes"].values()) > 0
     ours, theirs = read(spread / "stages/moe/final").tensors, read(alone / "stages/moe/final").tensors
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():

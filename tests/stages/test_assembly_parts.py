@@ -35,9 +35,12 @@ def test_an_expert_of_other_base_weights_is_refused(monkeypatch):
     run = load(project_root() / "configs/llava_mole_tiny.yaml", RunSpec)
     moe = MoESpec(sites=["language.*.mlp"], experts=["base", "align"])
     stage = run.stages[2].model_copy(update={"adapters": [moe]})
-    start = Heritage(Path("align/final"), None, run.model, [], stage.template, 0, base="0123456789abcdef")
-    monkeypatch.setattr(Heritage, "read", classmethod(lambda cls, path: replace(start, base="fedcba9876543210")))
-    with pytest.raises(ValueError, match="was trained on other base weights than align/final"):
-        assembly.read_parts(run, stage, RunFolder(Path("runs/none")), start)
+    start = Heritage(Path("align/final"), None, run.model, [], stage.template, 0)
+    others = {"other weights": replace(start, base="fedcba9876543210"), "another seed": replace(start, seed=7)}
+    folder = RunFolder(Path("runs/none"))
+    for other in others.values():
+        monkeypatch.setattr(Heritage, "read", classmethod(lambda cls, path, found=other: found))
+        with pytest.raises(ValueError, match="was trained on other base weights than align/final"):
+            assembly.read_parts(run, stage, folder, start)
     monkeypatch.setattr(Heritage, "read", classmethod(lambda cls, path: start))
-    assert list(assembly.read_parts(run, stage, RunFolder(Path("runs/none")), start)) == ["align"]
+    assert list(assembly.read_parts(run, stage, folder, start)) == ["align"]

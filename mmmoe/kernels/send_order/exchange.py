@@ -19,7 +19,7 @@ class Counts(NamedTuple):
 def exchange_counts(count_G: Tensor, group: Any = None) -> Counts:
     """Returns what every rank sends here, given what this one sends to every rank (int64, one a rank).
 
-    This is the one place of an expert-parallel layer where the host waits for the device: it allocates the buffers.
+    The host waits for the device here: it allocates the buffers.
 
     Raises:
         ValueError: Not one count for each rank of the group.

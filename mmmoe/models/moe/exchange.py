@@ -17,7 +17,6 @@ from mmmoe.kernels.dispatch.op import dispatch
 from mmmoe.kernels.order import ExpertOrder, order_by_expert
 from mmmoe.kernels.route_topk.reference import Routing
 from mmmoe.kernels.send_order.exchange import Counts, exchange_counts, exchange_rows
-from mmmoe.kernels.send_order.op import send_order
 from mmmoe.models.moe.experts import Experts, FFNWeights
 from mmmoe.models.moe.place import ExpertPlace
 
@@ -30,11 +29,6 @@ def compute_here(x_ND: Tensor, routing: Routing, experts: Experts, weights: FFNW
     rows_SD = dispatch(x_ND, routing.order_S, routing.inverse_S)
     y_SD = experts(rows_SD, routing.count_E, weights)
     return combine(y_SD, routing.gate_NK, routing.order_S, routing.inverse_S).to(y_SD.dtype)
-
-
-def send(routing: Routing, num_experts: int, size: int) -> ExpertOrder:
-    """Returns which tokens go to which process: each at most once, whatever it has chosen there."""
-    return send_order(routing.expert_NK, num_experts, size)
 
 
 def compute_there(x_ND: Tensor, routing: Routing, order: ExpertOrder, experts: Experts, place: ExpertPlace) -> Tensor:
@@ -76,13 +70,10 @@ def _held(experts: Experts) -> int:
 
 def compute_with_gathered(x_ND: Tensor, routing: Routing, experts: Experts, place: ExpertPlace) -> Tensor:
     """Returns the same: every process gets all experts' weights and serves its own tokens."""
-    tensors = experts.weights().tensors()
-    gathered = [_Gathered.apply(tensor, place.group) for tensor in tensors]
-    for tensor in tensors:
-        place.traffic.weights += (place.size - 1) * tensor.numel() * tensor.element_size()
-        if tensor.requires_grad and torch.is_grad_enabled():
-            place.traffic.weights += (place.size - 1) * tensor.numel() * tensor.element_size()
-    return compute_here(x_ND, routing, experts, experts.weights().with_tensors(gathered))
+    own = experts.weights()
+    gathered = own.with_tensors([_Gathered.apply(tensor, place.group) for tensor in own.tensors()])
+    place.traffic.weights += weight_bytes(experts, place.size, with_backward=torch.is_grad_enabled())
+    return compute_here(x_ND, routing, experts, gathered)
 
 
 def token_bytes(rows: int, width: int, element: int, num_chosen: int, *, with_backward: bool) -> int:
@@ -106,12 +97,12 @@ def moves_tokens(order: ExpertOrder, x_ND: Tensor, num_chosen: int, experts: Exp
     """Says whether moving the tokens is fewer bytes than moving the weights, over the whole group; collective."""
     with_backward = torch.is_grad_enabled()
     element = experts.gate_proj.weight_EOI.element_size()
-    leaving = int(order.count_E.sum()) - int(order.count_E[place.rank])
-    tokens = token_bytes(leaving, x_ND.shape[1], element, num_chosen, with_backward=with_backward)
-    weights = weight_bytes(experts, place.size, with_backward=with_backward)
-    both_2 = torch.tensor([tokens, weights], dtype=torch.int64, device=x_ND.device)
-    torch_dist.all_reduce(both_2, group=place.group)
-    return bool(both_2[0] <= both_2[1])
+    a_row = token_bytes(1, x_ND.shape[1], element, num_chosen, with_backward=with_backward)
+    weights = place.size * weight_bytes(experts, place.size, with_backward=with_backward)
+    # Every process of the group holds as many weights, so only the rows have to be added up; the host waits once.
+    leaving = order.count_E.sum() - order.count_E[place.rank]
+    torch_dist.all_reduce(leaving, group=place.group)
+    return int(leaving) * a_row <= weights
 
 
 def _count_tokens(counts: Counts, rows_PD: Tensor, back_PD: Tensor, gate_PK: Tensor, place: ExpertPlace) -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mmmoe.kernels.route_topk.reference import Routing
+from mmmoe.kernels.send_order.op import send_order
 from mmmoe.models.lora.router import LogitLayer
+from mmmoe.models.lora.spec import PROJECTIONS
 from mmmoe.models.lora.tape import RoutingRow, RoutingTape
-from mmmoe.models.moe.exchange import compute_here, compute_there, compute_with_gathered, moves_tokens, send
+from mmmoe.models.moe.exchange import compute_here, compute_there, compute_with_gathered, moves_tokens
 from mmmoe.models.moe.experts import Experts
 from mmmoe.models.moe.gate import route
 from mmmoe.models.moe.place import ExpertPlace
@@ -37,7 +39,7 @@ class SparseFFN(nn.Module):
             ValueError: The block has biases, or its experts cannot be shared out.
         """
         super().__init__()
-        if any(getattr(block, f"{name}_proj").bias is not None for name in ("gate", "up", "down")):
+        if any(getattr(block, f"{name}_proj").bias is not None for name in PROJECTIONS):
             raise ValueError("a sparse block needs a dense one whose projections have no bias")
         self.spec, self.tape, self.site, self.place = spec, tape, site, place
         self.num_experts = len(spec.experts)
@@ -67,7 +69,7 @@ class SparseFFN(nn.Module):
         place = self.place
         if place.size == 1:
             return compute_here(x_ND, routing, self.experts)
-        order = send(routing, self.num_experts, place.size)
+        order = send_order(routing.expert_NK, self.num_experts, place.size)
         k, move = self.spec.gate.k, self.spec.move
         if move == "tokens" or (move == "auto" and moves_tokens(order, x_ND, k, self.experts, place)):
             return compute_there(x_ND, routing, order, self.experts, place)
@@ -88,7 +90,7 @@ def keep_own(experts: Experts, own: slice) -> None:
     for module in experts.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             cut = nn.Parameter(parameter.detach()[own].clone(), requires_grad=parameter.requires_grad)
-            cut.is_expert_share = True  # type: ignore[attr-defined]  # read by the engines, see ExpertShare there
+            cut.is_expert_share = True  # type: ignore[attr-defined]  # read by engine/expert_groups.py
             setattr(module, name, cut)
 
 

@@ -33,15 +33,14 @@ def train(cases: list[tuple[Any, ...]], fields: dict[str, Any]) -> dict[Any, Any
     return results
 
 
-def assert_alike(got: tuple[Any, ...], want: tuple[Any, ...], atol: float = 1e-6) -> None:
-    for ours, theirs in zip(got[:2], want[:2], strict=True):
-        assert ours == pytest.approx(theirs, abs=atol, rel=1e-6)
+def assert_alike(got: tuple[Any, ...], want: tuple[Any, ...]) -> None:
+    """Losses, tensors and moments (so gradients) within 1e-6; norms, which are some tens, within that of themselves."""
+    assert got[0] == pytest.approx(want[0], abs=1e-6, rel=0)
+    assert got[1] == pytest.approx(want[1], abs=0, rel=1e-6)
     for ours, theirs in zip(got[2:], want[2:], strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:
-            torch.testing.assert_close(
-                ours[name], theirs[name], atol=atol, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("move", ["tokens", "weights", "auto"])
@@ -52,7 +51,7 @@ def test_four_processes_train_as_one_whatever_the_group(tmp_path: Path, move: st
     if move == "tokens":
         cases += [("deepspeed", zero, size) for zero in (0, 1, 2) for size in (1, 2, 4)]
     for got in on_processes(4, tmp_path, train, cases, {"move": move}).values():
-        assert_alike(got, want, atol=2e-6)
+        assert_alike(got, want)
 
 
 def test_in_bf16_deepspeed_trains_as_plain_torch_does(tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ def test_a_state_saved_at_ep_size_4_goes_on_in_any_layout(tmp_path: Path) -> Non
     layouts = {2: [("deepspeed", 1, 2), ("local", 0, 2)], 1: [("local", 0, 1)], 4: [("deepspeed", 2, 1)]}
     for world, cases in layouts.items():
         for curve in on_processes(world, tmp_path, go_on, tmp_path, cases):
-            assert curve == pytest.approx(want, abs=2e-6)
+            assert curve == pytest.approx(want, abs=1e-6, rel=0)
 
 
 def test_layouts_that_cannot_be_are_refused() -> None:

@@ -19,19 +19,12 @@ from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.families.uni_moe import UniMoE
 from mmmoe.models.language import build_language
 from mmmoe.models.moe.place import ALONE, ExpertPlace
-from mmmoe.models.spec import (
-    AudioQFormerSpec,
-    FamilySpec,
-    LlavaMoleSpec,
-    ModelSpec,
-    SpeechDecoderSpec,
-    TowerSpec,
-    UniMoESpec,
-)
+from mmmoe.models.spec import AudioQFormerSpec, FamilySpec, LlavaMoleSpec, ModelSpec, SpeechDecoderSpec, UniMoESpec
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.models.towers.ast import ASTTower
 from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0Tower
 from mmmoe.models.towers.open_clip import CLIPTower
+from mmmoe.models.towers.spec import TowerSpec
 from mmmoe.models.towers.spectrogram_efficientnet import SpectrogramEfficientNetTower
 from mmmoe.models.towers.whisper import WhisperTower
 

@@ -15,7 +15,7 @@ from mmmoe.data.guide import Guided
 from mmmoe.data.media import MARKED, count_marks
 from mmmoe.data.question_text import QuestionIds, questions_of
 from mmmoe.data.record import Record, Turn
-from mmmoe.data.routing_prompt import INSTRUCTION, MOST, Pool, drawn_pool, one_where, whole_pool
+from mmmoe.data.routing_prompt import MOST, Pool, drawn_pool, one_where, released_routing, whole_pool
 
 ROUTING = "image.routing"
 """(I, E): 1 where an expert is routed to an image; -1 throughout in a routing pass."""
@@ -47,7 +47,8 @@ class RoutedImages:
         self,
         descriptions: Mapping[str, Sequence[str]],
         question_ids: QuestionIds,
-        instruction: str = INSTRUCTION,
+        instruction: str,
+        rule: Literal["strict", "released"] = "strict",
         choice: Choice | None = None,
         conversations: Sequence[Augmentation | None] = (),
     ) -> None:
@@ -57,6 +58,7 @@ class RoutedImages:
             descriptions: by expert, in the model's order, the ways to describe it.
             question_ids: of the gate's text encoder.
             instruction: of the routing prompt.
+            rule: how the language model's answer is read.
             choice: says which experts a training sample gets; without it as its shard says.
             conversations: by source, how its samples become routing conversations; None where they do not.
         """
@@ -64,7 +66,8 @@ class RoutedImages:
         self.pool = whole_pool(list(descriptions.values()))
         self._descriptions = [list(said) for said in descriptions.values()]
         self._question_ids = question_ids
-        self.instruction = instruction
+        self._instruction = instruction
+        self._rule = rule
         self._choice = choice or self._of_shard
         self._conversations = conversations
 
@@ -92,6 +95,16 @@ class RoutedImages:
             return self.views(()), self._beside(questions, [-1] * len(self.experts))
         return self.views(routing), self._beside(questions, list(routing) or [0] * len(self.experts))
 
+    def prompt(self, text: str) -> str:
+        """Returns what the language model is asked in a routing pass about a question."""
+        return routing_text(self.pool, text, self._instruction)
+
+    def read(self, answer: str) -> tuple[int, ...]:
+        """Returns the routing (E,) that it answered."""
+        if self._rule == "released":
+            return released_routing(answer, len(self.experts))
+        return self.pool.routing(answer, len(self.experts))
+
     def views(self, routing: Sequence[int]) -> frozenset[str]:
         """Returns the base tower's view and those of the routed experts."""
         chosen = (name for name, bit in zip(self.experts, routing, strict=False) if bit == 1)
@@ -111,7 +124,7 @@ class RoutedImages:
             paraphrase=augmentation.paraphrase,
         )
         first = next(turn.text for turn in turns if turn.role == "human")
-        return (Turn("human", routing_text(pool, first, self.instruction)), Turn("gpt", pool.answer(routing)))
+        return (Turn("human", routing_text(pool, first, self._instruction)), Turn("gpt", pool.answer(routing)))
 
     def _of_shard(self, record: Record, source: int, index: int) -> Sequence[int]:
         del source, index

@@ -1,7 +1,7 @@
-"""Routing labels of MoVA: which experts lower the loss of a sample, kept sample by sample beside the features.
+"""Routing labels of MoVA: which experts lower the loss of a sample (arXiv 2404.13046, section 3.2).
 
-A table is kept per shard in parts of a fixed number of samples, under a name that holds what the losses depend on. A
-part is complete as soon as its file has its name, so processes divide parts without talking, and a stopped builder
+Losses are kept per judge and shard, in parts of a fixed number of samples, under a name that holds all they depend on.
+A part is complete as soon as its file has its name, so processes divide parts without talking, and a stopped builder
 goes on at the next missing part.
 """
 
@@ -50,15 +50,15 @@ class LabelPart:
     """Within the shard."""
 
 
-class LossTable:
-    """Losses of all samples of a shard set, (N, 1 + E) float32: without experts, then with each."""
+class LossColumn:
+    """The loss of every sample of a shard set under one judge, float32, NaN where a sample could not be read."""
 
     def __init__(self, folder: str | Path, key: str, shards: ShardSet) -> None:
         """Finds what is there.
 
         Args:
-            folder: of all tables.
-            key: names the judges (their weights, template and experts).
+            folder: of all columns.
+            key: names the judge: its weights, its template, the experts it was given.
             shards: whose samples.
         """
         self.shards = shards
@@ -82,32 +82,31 @@ class LossTable:
         """Returns the parts that are not on disk."""
         return [part for part in self.parts() if not self._path(part.shard, part.start).is_file()]
 
-    def write(self, part: LabelPart, losses: Losses) -> None:
-        """Keeps a part's losses (N, 1 + E)."""
+    def first(self, part: LabelPart) -> int:
+        """Returns the number in the set of a part's first sample."""
+        return sum(shard.header.count for shard in self.shards.shards[: part.shard]) + part.start
+
+    def write(self, part: LabelPart, losses_N: Losses) -> None:
+        """Keeps a part's losses."""
         path = self._path(part.shard, part.start)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = BytesIO()
-        np.save(content, losses.astype(np.float32))
+        np.save(content, losses_N.astype(np.float32))
         write_atomically(path, content.getvalue())
 
-    def losses(self, index: int) -> Losses:
-        """Returns the losses (1 + E) of sample `index` of the set.
+    def loss(self, index: int) -> float:
+        """Returns the loss of sample `index` of the set.
 
         Raises:
-            ValueError: They were never computed.
+            ValueError: It was never computed.
         """
         shard, local = self.shards.locate(index)
         path = self._path(shard, local - local % PART)
         if path not in self._read:
             if not path.is_file():
-                raise ValueError(f"routing losses {path} were never computed; build the labels first")
+                raise ValueError(f"losses {path} were never computed; build the routing labels first")
             self._read[path] = np.load(path, allow_pickle=False)
-        row: Losses = self._read[path][local % PART]
-        return row
-
-    def first(self, part: LabelPart) -> int:
-        """Returns the number in the set of a part's first sample."""
-        return sum(shard.header.count for shard in self.shards.shards[: part.shard]) + part.start
+        return float(self._read[path][local % PART])
 
     def _path(self, shard: int, start: int) -> Path:
         return self._folders[shard] / f"{start:08d}.npy"

@@ -13,11 +13,6 @@ MOST = 3
 """Experts of one image at most, as in the paper."""
 NONE = "none"
 LETTERS = string.ascii_uppercase
-INSTRUCTION = (
-    "Some vision models can look at this picture again before the question is answered. Which of them help most? "
-    f"Name at most three by their letters, separated by commas, or answer '{NONE}'."
-)
-"""Our own wording; a checkpoint trained with another one declares that (`model.instruction`)."""
 
 _LABELLED = re.compile(r"\(\s*([A-Z])\s*\)")
 _LEAD = re.compile(r"^[^:]*:\s*")
@@ -35,7 +30,7 @@ class Pool:
     descriptions: tuple[str, ...]
     """What is said of each."""
 
-    def question(self, text: str, instruction: str = INSTRUCTION) -> str:
+    def question(self, text: str, instruction: str) -> str:
         """Returns what the language model is asked about a question."""
         lines = [f"{letter}. {said}" for letter, said in zip(LETTERS, self.descriptions, strict=False)]
         return "\n".join([instruction, *lines, text])

@@ -63,7 +63,17 @@ class Model(Protocol):
 
 
 class QuestionGuide(Protocol):
-    """Chooses the views of a question's media, for families that have a choice."""
+    """Chooses the views of a question's image, for families that have vision experts."""
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts, in the order of a routing."""
 
     def of_question(self, text: str, routing: Sequence[int] | None, /) -> tuple[frozenset[str], Mapping[str, Tensor]]:
-        """Returns the views that are looked at, and what goes with every item: one row by view."""
+        """Returns the views that are looked at, and what goes with every image: one row by view."""
+
+    def prompt(self, text: str, /) -> str:
+        """Returns what the model is asked in a routing pass about a question."""
+
+    def read(self, answer: str, /) -> tuple[int, ...]:
+        """Returns the routing that it answered."""

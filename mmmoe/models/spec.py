@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
 from mmmoe.config.spec import Spec
-from mmmoe.models.towers.spec import AudioTowerSpec, ImageTowerSpec, TowerSpec, WhisperTowerSpec
+from mmmoe.models.connectors.mov_adapter_spec import MoVAdapterSpec
+from mmmoe.models.towers.spec import AudioTowerSpec, BertTextSpec, ImageTowerSpec, TowerSpec, WhisperTowerSpec
+
+ROUTING_INSTRUCTION = (
+    "Some vision models can look at this picture again before the question is answered. Which of them help most? "
+    "Name at most three by their letters, separated by commas, or answer 'none'."
+)
 
 
 class PretrainedLanguage(Spec):
@@ -98,7 +105,8 @@ class SpeechDecoderSpec(QueryConnectorSpec):
 
 
 ChunkConnectorSpec = Annotated[AudioQFormerSpec | SpeechDecoderSpec, Field(discriminator="kind")]
-PartSpec = TowerSpec | ConnectorSpec | AudioQFormerSpec | SpeechDecoderSpec
+PartSpec = TowerSpec | BertTextSpec | ConnectorSpec | AudioQFormerSpec | SpeechDecoderSpec | MoVAdapterSpec
+ExpertName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
 class FamilySpec(Spec):
@@ -173,7 +181,44 @@ class UniMoESpec(FamilySpec):
         return found
 
 
-ModelSpec = Annotated[LlavaMoleSpec | UniMoESpec, Field(discriminator="family")]
+class VisionExpertSpec(Spec):
+    """A frozen tower that looks at some images besides the base tower."""
+
+    tower: ImageTowerSpec
+    descriptions: list[str] = Field(min_length=1)
+    """What it is good at, in a sentence for the routing prompt; all but the first are paraphrases for training."""
+
+
+class MoVASpec(FamilySpec):
+    """MoVA: a base tower, frozen vision experts that are chosen image by image, and the adapter that joins them."""
+
+    family: Literal["mova"]
+    tower: ImageTowerSpec
+    experts: dict[ExpertName, VisionExpertSpec] = Field(min_length=1, max_length=26)
+    """By name; their order is that of letters in the routing prompt and of `routing_weights` in the data."""
+    text: BertTextSpec
+    """Encodes the questions for the adapter's gate."""
+    connector: MoVAdapterSpec = MoVAdapterSpec()
+    routing_tokens: int = Field(default=144, ge=1)
+    """Tokens of an image while the language model chooses; the side of their square grid is its root."""
+    instruction: str = ROUTING_INSTRUCTION
+    """First line of the routing prompt. Ours is not the release's: released weights want theirs here."""
+    routing_rule: Literal["strict", "released"] = "strict"
+    """How the answer is read: letters that stand alone, or as released any capital in the first three parts."""
+
+    @model_validator(mode="after")
+    def _glance_is_square(self) -> MoVASpec:
+        if math.isqrt(self.routing_tokens) ** 2 != self.routing_tokens:
+            raise ValueError(f"routing_tokens is {self.routing_tokens}; make it a square (144 = 12 x 12)")
+        return self
+
+    def parts(self) -> dict[str, PartSpec]:
+        """Returns every tower and connector by its key path."""
+        experts = {f"experts.{name}.tower": expert.tower for name, expert in self.experts.items()}
+        return {"tower": self.tower, **experts, "text": self.text, "connector": self.connector}
+
+
+ModelSpec = Annotated[LlavaMoleSpec | UniMoESpec | MoVASpec, Field(discriminator="family")]
 """The declaration of a model, whatever its family."""
 
 _MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)

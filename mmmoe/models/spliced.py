@@ -45,6 +45,11 @@ class SplicedModel(nn.Module):
         """Ways the model looks at media, each through one tower: a kind, or a further view of it (`image.sam`)."""
         return self.kinds
 
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """What `positions` can be asked: the kinds, and ways to look at them that take other numbers of positions."""
+        return self.kinds
+
     def tower_of(self, view: str) -> Tower:
         """Returns the encoder behind a view."""
         raise TypeError(f"{type(self).__name__} has no towers")
@@ -56,6 +61,9 @@ class SplicedModel(nn.Module):
     def positions(self, kind: str) -> int:
         """Returns how many positions of the language model a placeholder of this kind takes (M)."""
         raise TypeError(f"{type(self).__name__} has no connectors")
+
+    def begin(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> None:
+        """Is told each batch before its media are looked at."""
 
     def tokens(self, kind: str, media: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Items | None:
         """Returns the tokens of a batch's items of a kind; None where it has no such items."""
@@ -182,6 +190,7 @@ class SplicedModel(nn.Module):
         mask_BT = mask_BT.bool()
         embed = self.language.get_input_embeddings()
         text_BTD = embed(input_ids_BT.masked_fill(~mask_BT | (input_ids_BT < 0), 0))
+        self.begin(input_ids_BT, media or {})
         tokens: dict[str, Items] = {}
         for kind in self.kinds:
             found = self.tokens(kind, media or {}, features or {})

@@ -25,12 +25,16 @@ from mmmoe.data.video import VideoTransform
 from mmmoe.log import console
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spliced import SplicedModel
+from mmmoe.stages.heritage import Heritage
+from mmmoe.stages.image_routing import training_guide
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 
-def draw(run: RunSpec, stage: StageSpec, model: SplicedModel, folder: RunFolder) -> StepLoader:
-    """Returns this process's micro-batches by step; collective when media have to be encoded first."""
+def draw(
+    run: RunSpec, stage: StageSpec, model: SplicedModel, folder: RunFolder, parts: Mapping[str, Heritage]
+) -> StepLoader:
+    """Returns this process's micro-batches by step; collective when media have to be encoded or images routed first."""
     sources = open_sources(stage.mixture)
     transforms = transforms_of(model)
     if stage.encode_once:
@@ -45,7 +49,8 @@ def draw(run: RunSpec, stage: StageSpec, model: SplicedModel, folder: RunFolder)
         transforms,
         Quarantine(here, stage.mixture.bad_samples, dist.rank()),
         max_positions=model.max_positions,
-        positions={kind: model.positions(kind) for kind in model.kinds},
+        positions={view: model.positions(view) for view in model.sizes},
+        guide=training_guide(run, stage, sources, transforms, parts),
     )
     return StepLoader(
         dataset,

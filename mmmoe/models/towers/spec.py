@@ -99,5 +99,20 @@ class SpectrogramTowerSpec(Spec):
     """Chunks of one recording; what comes after them is left out."""
 
 
+class BertTextSpec(FolderTower):
+    """A BERT whose [CLS] vector of an image's questions steers MoVA's adapter; MoVA has bert-large-uncased."""
+
+    kind: Literal["bert"] = "bert"
+    tokenizer: str | None = None
+    """Folder of the tokenizer where it is not the model's own."""
+    max_tokens: int = Field(default=512, ge=2)
+    """Ids that are read at most."""
+
+    @property
+    def tokenizer_folder(self) -> str:
+        """Folder of its tokenizer."""
+        return self.tokenizer or self.path or ""
+
+
 AudioTowerSpec = Annotated[ASTTowerSpec | SpectrogramTowerSpec, Field(discriminator="kind")]
 TowerSpec = OpenCLIPTower | EfficientNetLiteTower | WhisperTowerSpec | ASTTowerSpec | SpectrogramTowerSpec

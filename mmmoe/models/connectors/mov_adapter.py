@@ -19,7 +19,7 @@ from mmmoe.models.spec import ConnectorSpec
 
 
 class MoVAdapter(nn.Module):
-    """MoVA's fine step (arXiv 2404.13046, section 3.3): blocks, a mean with the raw base features, fewer tokens, an MLP.
+    """MoVA's fine step (arXiv 2404.13046, section 3.3): blocks, a mean with the raw features, fewer tokens, an MLP.
 
     Follows the released code where the paper is silent: norms inside, rotary embedding, the mean, zeros at the start.
     A fresh adapter is the MLP on the pooled base features, whatever is routed.

@@ -39,7 +39,7 @@ class GridRotary(nn.Module):
     def forward(self, x_IHPX: Tensor) -> Tensor:
         """Returns each vector turned by its place; fewer positions than the grid has are its first ones."""
         places = x_IHPX.shape[-2]
-        even_IHPX, odd_IHPX = x_IHPX.unflatten(-1, (-1, 2)).unbind(-1)
+        even_IHPX, odd_IHPX = x_IHPX[..., ::2], x_IHPX[..., 1::2]
         across_IHPX = torch.stack((-odd_IHPX, even_IHPX), dim=-1).flatten(-2)
         turned_IHPX = x_IHPX * self.cos_PX[:places] + across_IHPX * self.sin_PX[:places]
         return turned_IHPX.to(x_IHPX.dtype)

@@ -37,7 +37,8 @@ def compact(features: Mapping[str, Tensor], routing_IE: Tensor) -> dict[str, Ten
 
     Args:
         features: every expert's, in the order of the routing's columns.
-        routing_IE: 1 where an expert is routed to an image. How many rows remain must be known, so a GPU is waited for.
+        routing_IE: 1 where an expert is routed to an image. How many images that are must be known, so a GPU is
+            waited for if it lies there.
     """
     is_routed_IE = routing_IE != 0
     assert len(features) == is_routed_IE.shape[1], (list(features), is_routed_IE.shape)

@@ -35,9 +35,9 @@ class ExpertGate(nn.Module):
         routed_IE = routing_IE.to(exact)
         if self.layers is None:
             return (routed_IE / routed_IE.sum(1, keepdim=True).clamp(min=1.0)).to(x_IPC.dtype)
-        logits_IE = self.layers(torch.cat([text_IT, x_IPC.mean(1)], dim=-1)).to(exact)
+        logits_IE: Tensor = self.layers(torch.cat([text_IT, x_IPC.mean(1)], dim=-1)).to(exact)
         probability_IE = (logits_IE + (1.0 - routed_IE) * BARRED).softmax(-1)
         chosen_IK = probability_IE.argsort(dim=-1, descending=True, stable=True)[:, : self.top_k]
         kept_IE = probability_IE * torch.zeros_like(probability_IE).scatter(1, chosen_IK, 1.0)
-        weight_IE = kept_IE / kept_IE.sum(1, keepdim=True)
+        weight_IE: Tensor = kept_IE / kept_IE.sum(1, keepdim=True)
         return (weight_IE * routed_IE.amax(1, keepdim=True)).to(x_IPC.dtype)

@@ -207,6 +207,13 @@ class MoVASpec(FamilySpec):
     """How the answer is read: letters that stand alone, or as released any capital in the first three parts."""
 
     @model_validator(mode="after")
+    def _names_are_free(self) -> MoVASpec:
+        taken = sorted(name for name in self.experts if name == "base" or hasattr(dict, name))
+        if taken:
+            raise ValueError(f"experts cannot be called {', '.join(taken)}; choose other names")
+        return self
+
+    @model_validator(mode="after")
     def _glance_is_square(self) -> MoVASpec:
         if math.isqrt(self.routing_tokens) ** 2 != self.routing_tokens:
             raise ValueError(f"routing_tokens is {self.routing_tokens}; make it a square (144 = 12 x 12)")

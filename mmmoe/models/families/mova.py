@@ -96,8 +96,8 @@ class MoVA(SplicedModel):
     def untouched(self, kind: str) -> Tensor:
         """Returns tokens of one image that is not there, seen by no expert."""
         nothing_1E = torch.zeros(1, len(self.experts), device=self.device)
-        text_1T = torch.zeros(1, self.text.channels, device=self.device)
-        tokens_1MD: Tensor = self.connector(self.blank(kind), {}, nothing_1E, text_1T)
+        word_1L = torch.full((1, 1), int(self.text.pad_id == 0), device=self.device)
+        tokens_1MD: Tensor = self.connector(self.blank(kind), {}, nothing_1E, self.text(word_1L))
         return tokens_1MD
 
     def begin(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> None:

@@ -102,20 +102,24 @@ def experiment(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="step, lora, an op (`kernels`: all of them)")] = "step",
+    name: Annotated[str, typer.Argument(help="step, lora, mov_adapter, an op (`kernels`: all of them)")] = "step",
     settings: Annotated[
-        list[str] | None, typer.Argument(help="sizes of an op or of lora; for step config=FILE and overrides")
+        list[str] | None, typer.Argument(help="sizes of what is timed; for step config=FILE and overrides")
     ] = None,
     json: Annotated[
         Path | None, typer.Option(help="write the results to this file or folder, and a plot beside them")
     ] = None,
     check: Annotated[bool, typer.Option(help="a line for every bound; exit status 1 if one is missed")] = False,
 ) -> None:
-    """Time a training step with experts, the layers of experts (and a step), or the ops, against their peers."""
+    """Time a step with experts, layers of experts (and a step), the MoV-Adapter or the ops, against their peers."""
     from mmmoe.kernels.bench import measure, parse_sizes, publish
 
     given = settings or []
-    if name not in ("step", "lora"):
+    if name == "mov_adapter":
+        from mmmoe.stages.bench_mov_adapter import bench_mov_adapter
+
+        results = bench_mov_adapter(parse_sizes(given))
+    elif name not in ("step", "lora"):
         results = measure(name, parse_sizes(given))
     else:
         from mmmoe.stages.bench import bench_step

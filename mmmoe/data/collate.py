@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mmmoe.config.ids import IGNORE_ID
-from mmmoe.data.media import KINDS
+from mmmoe.data.media import KINDS, kind_of
 from mmmoe.data.sample import Sample
+
+ORDER = tuple(KINDS)
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,5 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
 
 
 def _join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {
-        kind: torch.cat([part[kind] for part in parts if kind in part])
-        for kind in KINDS
-        if any(kind in part for part in parts)
-    }
+    views = sorted({view for part in parts for view in part}, key=lambda view: (ORDER.index(kind_of(view)), view))
+    return {view: torch.cat([part[view] for part in parts if view in part]) for view in views}

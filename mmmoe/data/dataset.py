@@ -11,8 +11,9 @@ from torch import Tensor
 from mmmoe import paths
 from mmmoe.config.ids import IGNORE_ID, MEDIA_IDS
 from mmmoe.data.features import FeatureStore
+from mmmoe.data.guide import Guide, Guided
 from mmmoe.data.index import Entry
-from mmmoe.data.media import KINDS, compare_marks
+from mmmoe.data.media import KINDS, compare_marks, kind_of
 from mmmoe.data.quarantine import BadSample, Quarantine
 from mmmoe.data.sample import Sample
 from mmmoe.data.shards import ShardSet
@@ -30,7 +31,7 @@ class Source:
     """Tag of samples whose shard gives none."""
     shards: ShardSet
     features: Mapping[str, FeatureStore] = field(default_factory=dict)
-    """Where the features of a kind lie; media of other kinds are decoded, and the tower runs in the model."""
+    """Where the features of a view lie; other views are decoded, and their tower runs in the model."""
 
     def count(self, kind: str) -> int:
         """Returns how many items of a kind it has."""
@@ -50,9 +51,12 @@ def open_sources(spec: MixtureSpec, beside: Path | None = None) -> list[Source]:
 
 
 def with_features(sources: Sequence[Source], folder: str | Path, keys: Mapping[str, str]) -> list[Source]:
-    """Returns the sources with media of each kind taken from the feature cache of the tower called `keys[kind]`."""
+    """Returns the sources with media of each view taken from the feature cache of the tower called `keys[view]`."""
     return [
-        replace(source, features={kind: FeatureStore(folder, key, source.shards, kind) for kind, key in keys.items()})
+        replace(
+            source,
+            features={view: FeatureStore(folder, key, source.shards, kind_of(view)) for view, key in keys.items()},
+        )
         for source in sources
     ]
 
@@ -69,16 +73,18 @@ class Dataset:
         *,
         max_positions: int | None = None,
         positions: Mapping[str, int] | None = None,
+        guide: Guide | None = None,
     ) -> None:
         """Puts the parts together.
 
         Args:
             sources: Where records lie.
             template: Makes ids and labels of them.
-            transforms: By kind, what makes a tower's input of media.
+            transforms: By view, what makes a tower's input of media.
             quarantine: Takes the bad ones.
             max_positions: Where the model cuts a sequence; labels beyond are no targets, so that they are not counted.
-            positions: Positions that the model gives one placeholder of each kind.
+            positions: Positions that the model gives one placeholder of each kind, or of a view that counts as it.
+            guide: Chooses the views of each sample, of a family that has a choice; all of them otherwise.
 
         Raises:
             ValueError: A source has media of a kind for which there is neither a transform nor a feature store.
@@ -86,7 +92,7 @@ class Dataset:
         for source in sources:
             for name, kind in KINDS.items():
                 if name not in transforms and name not in source.features and source.count(name):
-                    known = ", ".join(KINDS[other].plural for other in transforms) or "text alone"
+                    known = ", ".join(KINDS[other].plural for other in transforms if other in KINDS) or "text alone"
                     raise ValueError(
                         f"source {source.name} has {source.count(name)} {kind.plural}, but the model takes {known}; "
                         "leave the source out or choose another model"
@@ -96,7 +102,8 @@ class Dataset:
         self._transforms = transforms
         self._quarantine = quarantine
         self._max_positions = max_positions
-        self._positions = {MEDIA_IDS[kind]: count for kind, count in (positions or {}).items()}
+        self._positions = dict(positions or {})
+        self._guide = guide
 
     @property
     def sizes(self) -> list[int]:
@@ -131,28 +138,35 @@ class Dataset:
     def _read(self, source: int, index: int, shard: int) -> Sample:
         origin = self.sources[source]
         entry = origin.shards.entry(index)
-        record = origin.shards.record(index, kinds=self._transforms.keys() - origin.features.keys())
+        decoded = {kind_of(view) for view in self._transforms.keys() - origin.features.keys()}
+        record = origin.shards.record(index, kinds=decoded)
         compare_marks((turn.text for turn in record.turns), {kind: len(entry.items(kind)) for kind in entry.kinds})
-        encoded = self.template.encode(record.turns)
+        views = frozenset(self._transforms) | origin.features.keys()
+        guided = self._guide(record, source, index) if self._guide is not None else Guided(record.turns, views)
+        encoded = self.template.encode(guided.turns)
         media: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
         chunks: dict[int, list[int]] = {}
-        for kind in entry.kinds:
-            # The cut at max_length, or the template's first-turn rule, may have taken placeholders away.
-            left = encoded.input_ids.count(MEDIA_IDS[kind])
-            if left == 0:
+        # The cut at max_length, or the template's first-turn rule, may have taken placeholders away.
+        left = {kind: encoded.input_ids.count(MEDIA_IDS[kind]) for kind in entry.kinds}
+        for view in sorted(views & guided.views):
+            kind = kind_of(view)
+            if not left.get(kind):
                 continue
-            if kind in origin.features:
-                made = self._features(origin.features[kind], shard, entry, left)
+            if view in origin.features:
+                made = self._features(origin.features[view], shard, entry, left[kind])
             else:
-                made = [self._transforms[kind](item) for item in record.media[kind][:left]]
-            (features if kind in origin.features else media)[kind] = stack_items(kind, made)
+                made = [self._transforms[view](item) for item in record.media[kind][: left[kind]]]
+            (features if view in origin.features else media)[view] = stack_items(kind, made)
             if KINDS[kind].is_chunked:
                 chunks[MEDIA_IDS[kind]] = [len(item) for item in made]
+        for view, row in guided.beside.items():
+            if count := left.get(kind_of(view)):
+                media[view] = row.expand(count, *row.shape[1:])
         encoded = repeat_placeholders(encoded, chunks)
         return Sample(
             input_ids=encoded.input_ids,
-            labels=self._within_reach(encoded),
+            labels=self._within_reach(encoded, guided.counts_as),
             media=media,
             features=features,
             source=source,
@@ -160,14 +174,15 @@ class Dataset:
             domain=record.domain or origin.domain,
         )
 
-    def _within_reach(self, encoded: Encoded) -> list[int]:
+    def _within_reach(self, encoded: Encoded, counts_as: Mapping[str, str]) -> list[int]:
         """Returns the labels without those that the model will cut off."""
         if self._max_positions is None:
             return encoded.labels
+        sizes = {MEDIA_IDS[kind]: self._positions.get(counts_as.get(kind, kind), 1) for kind in KINDS}
         place, labels = 0, []
         for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
             labels.append(label if place < self._max_positions else IGNORE_ID)
-            place += self._positions.get(token, 1)
+            place += sizes.get(token, 1)
         return labels
 
     def _features(self, store: FeatureStore, shard: int, entry: Entry, count: int) -> list[Tensor]:

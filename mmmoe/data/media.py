@@ -58,6 +58,16 @@ MARKED = re.compile("(" + "|".join(re.escape(kind.mark) for kind in KINDS.values
 ID_OF_MARK = {kind.mark: kind.id for kind in KINDS.values()}
 
 
+def kind_of(view: str) -> str:
+    """Returns the kind whose items a view shows.
+
+    A model may look at one image through several towers. What each of them takes is a view of the kind: `image` is
+    what its first tower takes, `image.sam` what another one does, and further tensors that go with each image are
+    named likewise.
+    """
+    return view.partition(".")[0]
+
+
 def member_name(kind: str, number: int, ending: str, frame: int | None = None) -> str:
     """Returns the ending under which a file of a sample lies in a shard."""
     if kind == "image":

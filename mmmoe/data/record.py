@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from mmmoe.data.media import Item
 
+ROUTING_FIELD = "routing_weights"
+"""MoVA's field of a row: 0 or 1 for each vision expert, in the model's order."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -28,3 +31,5 @@ class Record:
     """Items by kind, in the order of their marks; a kind that has none, or was not asked for, is left out."""
     domain: str = ""
     """Domain tag of the sample when the shard carries one; otherwise the source's counts."""
+    routing: tuple[int, ...] | None = None
+    """0 or 1 for each vision expert (MoVA's `routing_weights`); None where the shard says nothing."""

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from mmmoe.data.media import IMAGE_ENDINGS, KINDS, compare_marks, member_name
+from mmmoe.data.record import ROUTING_FIELD
 from mmmoe.data.sound import probe_sound
 from mmmoe.data.transforms import BROKEN
 from mmmoe.data.video import probe_video
@@ -140,6 +141,8 @@ def _read_row(number: int, row: Any, folder: Path, domain: str, voice: str) -> R
     compare_marks((turn["value"] for turn in turns), counts)
     identity = str(row.get("id", number))
     content = {"id": identity, "conversations": turns, "domain": domain}
+    if row.get(ROUTING_FIELD) is not None:
+        content[ROUTING_FIELD] = _bits(row[ROUTING_FIELD])
     return Row(
         number=number,
         # Published ids repeat (one picture, many dialogues) and may hold dots; the row number makes the key unique.
@@ -147,6 +150,12 @@ def _read_row(number: int, row: Any, folder: Path, domain: str, voice: str) -> R
         content=json.dumps(content, ensure_ascii=False, sort_keys=True).encode(),
         items=items,
     )
+
+
+def _bits(routing: Any) -> list[int]:
+    if not isinstance(routing, list) or not routing or any(bit not in (0, 1) for bit in routing):
+        raise ValueError(f"{ROUTING_FIELD} {routing!r:.80} is no list of 0 and 1; give one for each vision expert")
+    return [int(bit) for bit in routing]
 
 
 def _voiced(row: Mapping[str, Any], turns: list[Any], voice: str) -> tuple[dict[str, Any], list[Any]]:

@@ -10,6 +10,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Collection
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from mmmoe.data.index import (
     write_atomically,
 )
 from mmmoe.data.media import KINDS, Item
-from mmmoe.data.record import Record, Turn
+from mmmoe.data.record import ROUTING_FIELD, Record, Turn
 from mmmoe.log import logger
 
 
@@ -165,13 +166,13 @@ class ShardSet:
         number, local = self.locate(index)
         shard = self.shards[number]
         entry = shard.entry(local)
-        turns, domain = _dialogue(shard, entry)
+        said = _dialogue(shard, entry)
         media = {
             kind: tuple(shard.item(entry, members, kind) for members in entry.items(kind))
             for kind in entry.kinds
             if kind in kinds
         }
-        return Record(key=entry.key, turns=turns, media=media, domain=domain)
+        return replace(said, media=media)
 
 
 def find_shards(path: str | Path) -> list[Path]:
@@ -222,16 +223,17 @@ def _kept(tar: Path, index: bytes) -> bytes:
     return index
 
 
-def _dialogue(shard: Shard, entry: Entry) -> tuple[tuple[Turn, ...], str]:
-    """Returns turns and domain from `json` (LLaVA's fields) or, as caption tars have it, from `txt`."""
+def _dialogue(shard: Shard, entry: Entry) -> Record:
+    """Returns what `json` (LLaVA's fields) says or, as caption tars have it, `txt`; without media."""
     where = f"shard {shard.path.name}, sample {entry.key!r}"
     if "json" in entry.members:
         try:
             fields: Any = json.loads(shard.read(entry, "json"))
-            conversations = fields["conversations"]
-            turns = tuple(Turn(str(turn["from"]), str(turn["value"])) for turn in conversations)
-            return turns, str(fields.get("domain") or "")
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            turns = tuple(Turn(str(turn["from"]), str(turn["value"])) for turn in fields["conversations"])
+            routing = fields.get(ROUTING_FIELD)
+            routed = None if routing is None else tuple(int(bit) for bit in routing)
+            return Record(entry.key, turns, domain=str(fields.get("domain") or ""), routing=routed)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: json has no conversations of from and value ({error!r})") from error
     if "txt" in entry.members:
         marks = "\n".join(KINDS[kind].mark for kind in entry.kinds for _ in entry.items(kind))
@@ -239,5 +241,5 @@ def _dialogue(shard: Shard, entry: Entry) -> tuple[tuple[Turn, ...], str]:
             caption = shard.read(entry, "txt").decode().strip()
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: txt is not UTF-8 ({error})") from error
-        return (Turn("human", marks), Turn("gpt", caption)), ""
+        return Record(entry.key, (Turn("human", marks), Turn("gpt", caption)))
     raise ValueError(f"{where}: has neither json nor txt, only {sorted(entry.members)}")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmmoe.data.media import KINDS, Item
+from mmmoe.data.media import KINDS, Item, kind_of
 from mmmoe.data.transform import Transform, placeholders, stack_items
 
 ENCODE_BATCH = {"image": 32, "video": 4, "speech": 8, "audio": 8}
@@ -30,21 +30,22 @@ class MediaEncoder(Protocol):
     def kinds(self) -> tuple[str, ...]:
         """The kinds of media it takes."""
 
-    def tower_of(self, kind: str) -> Any:
-        """Returns the encoder of a kind; its `key` is a text that names architecture and weights."""
+    def tower_of(self, view: str) -> Any:
+        """Returns the encoder of a view; its `key` is a text that names architecture and weights."""
 
-    def encode(self, kind: str, media: Tensor) -> Tensor:
+    def encode(self, view: str, media: Tensor) -> Tensor:
         """Returns features, a row a row of media."""
 
 
 class MediaFeatures:
-    """Features of one kind by content; `None` stands for the grey picture or silence of a blind run."""
+    """Features of one view by content; `None` stands for the grey picture or silence of a blind run."""
 
     def __init__(
-        self, model: MediaEncoder, kind: str, transform: Transform, device: torch.device, folder: Path | None
+        self, model: MediaEncoder, view: str, transform: Transform, device: torch.device, folder: Path | None
     ) -> None:
         self._model = model
-        self._kind = kind
+        self._view = view
+        self._kind = kind_of(view)
         self._transform = transform
         self._device = device
         self._digests: dict[Files | None, str] = {}
@@ -53,7 +54,7 @@ class MediaFeatures:
         if folder is not None:
             # The blank item goes through the whole transform, so its values tell apart sizes, means and deviations.
             blank = hashlib.sha256(transform.blank().contiguous().numpy().tobytes()).hexdigest()
-            key = f"{model.tower_of(kind).key}|{kind} {transform.key}|{blank}"
+            key = f"{model.tower_of(view).key}|{self._kind} {transform.key}|{blank}"
             self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def prepare(self, items: Iterable[Files | None]) -> int:
@@ -99,7 +100,7 @@ class MediaFeatures:
         return distinct[torch.tensor([at for digest in digests for at in places[digest]], device=self._device)]
 
     def _encode(self, rows: Tensor) -> Tensor:
-        return self._model.encode(self._kind, rows.to(self._device)).to(torch.float16).cpu()
+        return self._model.encode(self._view, rows.to(self._device)).to(torch.float16).cpu()
 
     def _digest(self, item: Files | None) -> str:
         if item not in self._digests:
@@ -144,11 +145,11 @@ class MediaFeatures:
         partial.replace(path)
 
 
-def features_by_kind(
+def features_by_view(
     model: MediaEncoder, transforms: Mapping[str, Transform], device: torch.device, folder: Path | None
 ) -> dict[str, MediaFeatures]:
-    """Returns a cache for each kind the model takes."""
-    return {kind: MediaFeatures(model, kind, transform, device, folder) for kind, transform in transforms.items()}
+    """Returns a cache for each way the model looks at media."""
+    return {view: MediaFeatures(model, view, transform, device, folder) for view, transform in transforms.items()}
 
 
 def _read(item: Files) -> Item:

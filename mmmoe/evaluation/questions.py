@@ -31,6 +31,8 @@ class Question:
     video: Files | None = None
     speech: Path | None = None
     audio: Path | None = None
+    routing: tuple[int, ...] | None = ()
+    """0 or 1 for each vision expert, of a model that has some; None where it is to say itself which it wants."""
 
     @property
     def media(self) -> Mapping[str, Files]:

@@ -8,16 +8,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmoe import dist
 from mmmoe.evaluation.metrics import chance, interval, is_correct, majority, normalise
 from mmmoe.evaluation.questions import Question, load_questions
+from mmmoe.evaluation.routing import judge_routing, with_routing
 from mmmoe.evaluation.scores import ScoreRow, write_scores
+from mmmoe.evaluation.shares import joined, share, write_text
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
 from mmmoe.evaluation.subject import Advance, Subject
 from mmmoe.log import console
@@ -42,6 +44,8 @@ class Answer:
     video: str | list[str] | None = None
     speech: str | None = None
     audio: str | None = None
+    routing: list[int] = field(default_factory=list)
+    """0 or 1 for each vision expert; empty where the model has none."""
 
 
 def evaluate_all(
@@ -49,6 +53,8 @@ def evaluate_all(
 ) -> list[ScoreRow]:
     """Returns the rows of all variants the spec asks for: trained, blind and, when it can be built, untrained."""
     rows = evaluate(trained, spec, out_folder, "trained")
+    if spec.routing_labels is not None and trained.guide is not None:
+        judge_routing(trained, spec, out_folder)
     limit = min((limit for limit in (spec.limit, spec.baseline_limit) if limit), default=None)
     fewer = spec.model_copy(update={"limit": limit})
     if spec.blind:
@@ -74,13 +80,13 @@ def evaluate(
     with _progress() as progress:
         for benchmark, questions in exams:
             asked = questions[: spec.limit]
-            task = progress.add_task(f"{variant}: {benchmark.name}", total=len(_mine(asked)))
+            task = progress.add_task(f"{variant}: {benchmark.name}", total=len(share(asked)))
 
             def advance(amount: float, task: Any = task) -> None:
                 progress.advance(task, amount)
 
             started = time.perf_counter()
-            answers, prompts = _sit(subject, benchmark, asked, blind, advance)
+            answers, prompts = _sit(subject, benchmark, asked, spec, blind, advance)
             seconds = time.perf_counter() - started
             if dist.rank() == 0:
                 _write_answers(out_folder / variant / f"{benchmark.name}.jsonl", answers)
@@ -115,17 +121,16 @@ def _progress() -> Iterator[Progress]:
         yield progress
 
 
-def _mine(questions: Sequence[Question]) -> list[Question]:
-    """Returns this process's part: a run of neighbours, which often share a picture."""
-    rank, world = dist.rank(), dist.world_size()
-    return list(questions[len(questions) * rank // world : len(questions) * (rank + 1) // world])
-
-
 def _sit(
-    subject: Subject, benchmark: BenchmarkSpec, questions: Sequence[Question], blind: bool, advance: Advance
+    subject: Subject,
+    benchmark: BenchmarkSpec,
+    questions: Sequence[Question],
+    spec: EvaluationSpec,
+    blind: bool,
+    advance: Advance,
 ) -> tuple[list[Answer], str]:
     """Returns the answers of all processes in question order, and the digest of all prompts."""
-    mine = _mine(questions)
+    mine = with_routing(subject, share(questions), spec.routing, blind)
     if benchmark.kind == "multiple_choice":
         scored = subject.score(mine, blind, advance)
         answers = [_choose(question, scores) for question, scores in zip(mine, scored, strict=True)]
@@ -133,10 +138,8 @@ def _sit(
         texts = subject.generate(mine, benchmark.max_new_tokens, blind, advance)
         answers = [_answer(question, text, []) for question, text in zip(mine, texts, strict=True)]
     hashes = [subject.prompt_hash(question) for question in mine]
-    gathered = cast("list[tuple[list[Answer], list[str]]]", dist.gather_objects((answers, hashes)))
-    everything = [answer for part, _ in gathered for answer in part]
+    everything, prompts = joined(answers), "".join(joined(hashes))
     assert len(everything) == len(questions), "the process group must be joined (dist.start) before an evaluation"
-    prompts = "".join(digest for _, part in gathered for digest in part)
     return everything, hashlib.sha256(prompts.encode()).hexdigest()[:12]
 
 
@@ -163,6 +166,7 @@ def _answer(question: Question, prediction: str, scores: list[float]) -> Answer:
         video=[str(frame) for frame in question.video] if isinstance(question.video, tuple) else _named(question.video),
         speech=_named(question.speech),
         audio=_named(question.audio),
+        routing=list(question.routing or ()),
     )
 
 
@@ -171,11 +175,7 @@ def _named(path: Path | None) -> str | None:
 
 
 def _write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers))
 
 
 def _row(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmmoe.evaluation.shares import write_text
+
 
 @dataclass(frozen=True)
 class ScoreRow:
@@ -40,11 +42,7 @@ def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
     """Writes rows as a JSON list, whole or not at all; earlier rows of other variants and benchmarks stay."""
     new = {(row.variant, row.benchmark): row for row in rows}
     kept = [row for row in read_scores(path) if (row.variant, row.benchmark) not in new] if path.is_file() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    text = json.dumps([asdict(row) for row in [*kept, *new.values()]], indent=1)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps([asdict(row) for row in [*kept, *new.values()]], indent=1) + "\n")
 
 
 def read_scores(path: Path) -> list[ScoreRow]:

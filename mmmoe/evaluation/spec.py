@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from mmmoe.config.spec import Spec
 
+RoutingMode = Literal["predicted", "labels", "random", "none", "all"] | list[str]
+
 
 class BenchmarkSpec(Spec):
     """One list of questions in a JSON Lines file, and how its answers are judged."""
@@ -36,6 +38,11 @@ class EvaluationSpec(Spec):
     """Also answer with pictures and films replaced by grey, and sound by silence."""
     untrained: bool = True
     """Also score the model as it was before any image was seen (fresh connector)."""
+    routing: RoutingMode = "predicted"
+    """Which vision experts look at an image, of a model that has some (MoVA): those that the model names in a pass of
+    its own; those that lower the loss of the right answer (labels); random ones; none; all; or a list of names."""
+    routing_labels: int | None = Field(default=None, ge=1)
+    """Of so many questions of each benchmark, hold the routing against the labels; null: of none."""
     bootstrap: int = Field(default=1000, ge=100)
     """Resamples for the 95 % intervals."""
 

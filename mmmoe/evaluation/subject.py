@@ -7,73 +7,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmmoe.config.ids import IGNORE_ID, MEDIA_IDS
-from mmmoe.data.media import KINDS
+from mmmoe.data.media import KINDS, kind_of
 from mmmoe.data.record import Turn
 from mmmoe.data.transform import Transform
-from mmmoe.evaluation.media import Files, features_by_kind
+from mmmoe.evaluation.media import Files, features_by_view
+from mmmoe.evaluation.protocol import Model, QuestionGuide, Template
 from mmmoe.evaluation.questions import Question
 
 MARK_ORDER = ("image", "speech", "audio", "video")
 Advance = Callable[[float], None]
 """Told how many questions (or parts of one) were just answered."""
-
-
-class Encoded(Protocol):
-    """A dialogue as ids and labels."""
-
-    @property
-    def input_ids(self) -> list[int]:
-        """All ids, a negative one (MEDIA_IDS) where an item of media goes."""
-
-    @property
-    def labels(self) -> list[int]:
-        """The id itself on targets, IGNORE_ID elsewhere."""
-
-
-class Template(Protocol):
-    """Turns a dialogue into ids."""
-
-    tokenizer: Any
-
-    def encode(self, turns: Sequence[Turn], /) -> Encoded:
-        """Returns ids and labels; only the assistant's answer has labels."""
-
-    def prompt(self, turns: Sequence[Turn], /) -> list[int]:
-        """Returns the ids up to where the assistant begins to answer."""
-
-
-class Model(Protocol):
-    """A multimodal language model."""
-
-    training: bool
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of media it takes."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns a ModelOutput for input_ids_BT, attention_mask_BT, labels_BT and features."""
-
-    def eval(self) -> Any:
-        """Switches dropout off."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Switches dropout on again."""
-
-    def tower_of(self, kind: str) -> Any:
-        """Returns the frozen encoder of a kind."""
-
-    def encode(self, kind: str, media: Tensor) -> Tensor:
-        """Returns the tower's features of media of a kind."""
-
-    def generate(self, *args: Any, **kwargs: Any) -> list[list[int]]:
-        """Returns new ids for left-padded prompts: max_new_tokens, eos_id and pad_id are given."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +34,9 @@ class _Row:
     input_ids: list[int]
     labels: list[int]
     media: Mapping[str, Files | None]
-    """The items that the ids still have a placeholder for; None: the blank one."""
+    """By view, the items that the ids still have a placeholder for; None: the blank one."""
+    beside: Mapping[str, Tensor]
+    """By view, what goes with an item besides."""
 
 
 class Subject:
@@ -103,12 +54,14 @@ class Subject:
         *,
         batch: int = 64,
         cache: Path | None = None,
+        guide: QuestionGuide | None = None,
     ) -> None:
         self.batch = batch
         self._model = model
         self._template = template
         self._device = device
-        self._features = features_by_kind(model, transforms, device, cache)
+        self._features = features_by_view(model, transforms, device, cache)
+        self.guide = guide
 
     def prompt_hash(self, question: Question) -> str:
         """Returns a digest of the prompt's ids; it changes with the template, the tokenizer and the wording."""
@@ -175,16 +128,27 @@ class Subject:
         kept = {kind: item for kind, item in question.media.items() if MEDIA_IDS[kind] in input_ids}
         for kind in kept:
             if kind not in self._features:
+                takes = ", ".join(view for view in self._features if view in KINDS)
                 raise ValueError(
-                    f"question {question.id!r} has {KINDS[kind].mark}, but the model takes "
-                    f"{', '.join(self._features)}; "
+                    f"question {question.id!r} has {KINDS[kind].mark}, but the model takes {takes}; "
                     "leave the benchmark out or evaluate another model"
                 )
-        return _Row(index, choice, input_ids, labels, dict.fromkeys(kept) if blind else kept)
+        views, beside = frozenset(self._features), dict[str, Tensor]()
+        if self.guide is not None:
+            views, found = self.guide.of_question(question.text, question.routing)
+            beside = {view: row for view, row in found.items() if kind_of(view) in kept}
+        media = {
+            view: None if blind else kept[kind_of(view)]
+            for view in self._features
+            if view in views and kind_of(view) in kept
+        }
+        return _Row(index, choice, input_ids, labels, media, beside)
 
     def _with_chunks(self, row: _Row) -> _Row:
         """Returns the row with the placeholder of a sound once a chunk."""
-        counts = {MEDIA_IDS[kind]: self._features[kind].count(item) for kind, item in row.media.items()}
+        counts = {
+            MEDIA_IDS[view]: self._features[view].count(item) for view, item in row.media.items() if view in KINDS
+        }
         if all(count == 1 for count in counts.values()):
             return row
         pairs = [pair for pair in zip(row.input_ids, row.labels, strict=True) for _ in range(counts.get(pair[0], 1))]
@@ -203,8 +167,8 @@ class Subject:
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Yields rows of like length together, the longest first (memory runs out at once or never)."""
-        for kind, features in self._features.items():
-            features.prepare(row.media[kind] for row in rows if kind in row.media)
+        for view, features in self._features.items():
+            features.prepare(row.media[view] for row in rows if view in row.media)
         rows = [self._with_chunks(row) for row in rows]
         order = sorted(rows, key=lambda row: (-len(row.input_ids), row.question, row.choice))
         for start in range(0, len(order), self.batch):
@@ -224,13 +188,19 @@ class Subject:
             attention_mask_BT[at, span] = True
             if with_labels:
                 labels_BT[at, span] = torch.tensor(row.labels)
-        items = {kind: [row.media[kind] for row in rows if kind in row.media] for kind in self._features}
-        found = {kind: self._features[kind].features(wanted) for kind, wanted in items.items() if wanted}
+        items = {view: [row.media[view] for row in rows if view in row.media] for view in self._features}
+        found = {view: self._features[view].features(wanted) for view, wanted in items.items() if wanted}
+        beside = {
+            view: torch.cat([row.beside[view] for row in rows if view in row.beside]).to(self._device)
+            for view in sorted({view for row in rows for view in row.beside})
+        }
         inputs: dict[str, Any] = {
             "input_ids_BT": input_ids_BT.to(self._device),
             "attention_mask_BT": attention_mask_BT.to(self._device),
             "features": found or None,
         }
+        if beside:
+            inputs["media"] = beside
         if with_labels:
             inputs["labels_BT"] = labels_BT.to(self._device)
         return inputs

@@ -14,8 +14,10 @@ from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.connectors.audio_qformer import AudioQFormer
 from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
+from mmmoe.models.connectors.mov_adapter import MoVAdapter
 from mmmoe.models.connectors.speech_decoder import SpeechDecoder
 from mmmoe.models.families.llava_mole import LlavaMole
+from mmmoe.models.families.mova import MoVA
 from mmmoe.models.families.uni_moe import UniMoE
 from mmmoe.models.language import build_language
 from mmmoe.models.moe.place import ALONE, ExpertPlace
@@ -24,14 +26,16 @@ from mmmoe.models.spec import (
     FamilySpec,
     LlavaMoleSpec,
     ModelSpec,
+    MoVASpec,
     SpeechDecoderSpec,
-    TowerSpec,
     UniMoESpec,
 )
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.models.towers.ast import ASTTower
+from mmmoe.models.towers.bert import BertText
 from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0Tower
 from mmmoe.models.towers.open_clip import CLIPTower
+from mmmoe.models.towers.spec import TowerSpec
 from mmmoe.models.towers.spectrogram_efficientnet import SpectrogramEfficientNetTower
 from mmmoe.models.towers.whisper import WhisperTower
 
@@ -85,6 +89,29 @@ def _uni_moe(spec: UniMoESpec, seed: int, meta: bool) -> UniMoE:
     return UniMoE(towers, connectors, language, max_positions, spec.frames)
 
 
+def _mova(spec: MoVASpec, seed: int, meta: bool) -> MoVA:
+    with _seeded(seed, "tower"):
+        tower = build_tower(spec.tower, meta=meta)
+    experts = dict[str, Any]()
+    for name, expert in spec.experts.items():
+        with _seeded(seed, f"experts.{name}"), _placed(f"experts.{name}"):
+            experts[name] = build_tower(expert.tower, meta=meta)
+    with _seeded(seed, "text"):
+        text = BertText(spec.text, meta=meta)
+    language, max_positions = _language(spec, seed, meta)
+    with _seeded(seed, "connector"):
+        connector = MoVAdapter(
+            spec.connector,
+            tower.channels,
+            tower.grid,
+            {name: expert.channels for name, expert in experts.items()},
+            {name: expert.grid for name, expert in experts.items()},
+            text.channels,
+            language.config.hidden_size,
+        )
+    return MoVA(tower, experts, text, connector, language, max_positions, spec.routing_tokens)
+
+
 def _connector(spec: Any, tower: Any, width: int, meta: bool) -> nn.Module:
     if isinstance(spec, AudioQFormerSpec):
         return AudioQFormer(spec, tower.channels, width)
@@ -104,7 +131,11 @@ def _language(spec: FamilySpec, seed: int, meta: bool) -> tuple[Any, int]:
     return language, max_positions
 
 
-BUILDERS: dict[str, Callable[[Any, int, bool], SplicedModel]] = {"llava_mole": _llava_mole, "uni_moe": _uni_moe}
+BUILDERS: dict[str, Callable[[Any, int, bool], SplicedModel]] = {
+    "llava_mole": _llava_mole,
+    "uni_moe": _uni_moe,
+    "mova": _mova,
+}
 
 TOWERS: dict[str, Callable[..., Any]] = {
     "open_clip": CLIPTower,

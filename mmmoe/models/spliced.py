@@ -17,7 +17,7 @@ from mmmoe.models.generation import greedy
 from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.output import ModelOutput
-from mmmoe.models.splice import Splice, splice
+from mmmoe.models.splice import Items, Splice, splice
 from mmmoe.models.targets import target_nll
 from mmmoe.models.towers.tower import Tower
 
@@ -40,8 +40,18 @@ class SplicedModel(nn.Module):
         self.adapters: list[AdapterSpec] = []
         self.routed: list[Routed] = []
 
-    def tower_of(self, kind: str) -> Tower:
-        """Returns the frozen encoder of a kind."""
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Ways the model looks at media, each through one tower: a kind, or a further view of it (`image.sam`)."""
+        return self.kinds
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """What `positions` can be asked: the kinds, and ways to look at them that take other numbers of positions."""
+        return self.kinds
+
+    def tower_of(self, view: str) -> Tower:
+        """Returns the encoder behind a view."""
         raise TypeError(f"{type(self).__name__} has no towers")
 
     def connect(self, kind: str, features: Tensor) -> Tensor:
@@ -52,9 +62,21 @@ class SplicedModel(nn.Module):
         """Returns how many positions of the language model a placeholder of this kind takes (M)."""
         raise TypeError(f"{type(self).__name__} has no connectors")
 
-    def blank(self, kind: str) -> Tensor:
+    def begin(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> None:
+        """Is told each batch before its media are looked at."""
+
+    def tokens(self, kind: str, media: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Items | None:
+        """Returns the tokens of a batch's items of a kind; None where it has no such items."""
+        found = self.seen(kind, media, features)
+        return None if found is None else self.connect(kind, found)
+
+    def untouched(self, kind: str) -> Tensor:
+        """Returns tokens of one item that is not there, through all that a real one would go through."""
+        return self.connect(kind, self.blank(kind))
+
+    def blank(self, view: str) -> Tensor:
         """Returns features of one item, for batches that have none; what is in them changes no result."""
-        tower = self.tower_of(kind)
+        tower = self.tower_of(view)
         return torch.zeros(1, tower.num_tokens, tower.channels, device=self.device)
 
     @property
@@ -86,9 +108,9 @@ class SplicedModel(nn.Module):
             getattr(self.language, f"{prefix}_checkpointing_disable")()
 
     @torch.no_grad()
-    def encode(self, kind: str, media: Tensor) -> Tensor:
-        """Returns the frozen tower's features of a kind's raw inputs."""
-        features: Tensor = self.tower_of(kind)(media)
+    def encode(self, view: str, media: Tensor) -> Tensor:
+        """Returns the frozen tower's features of a view's raw inputs."""
+        features: Tensor = self.tower_of(view)(media)
         return features
 
     def forward(
@@ -168,22 +190,23 @@ class SplicedModel(nn.Module):
         mask_BT = mask_BT.bool()
         embed = self.language.get_input_embeddings()
         text_BTD = embed(input_ids_BT.masked_fill(~mask_BT | (input_ids_BT < 0), 0))
-        tokens: dict[str, Tensor] = {}
+        self.begin(input_ids_BT, media or {})
+        tokens: dict[str, Items] = {}
         for kind in self.kinds:
-            found = self._features(kind, media or {}, features or {})
-            tokens[kind] = self.connect(kind, self.blank(kind) if found is None else found)
+            found = self.tokens(kind, media or {}, features or {})
             if found is None:
-                untouched_IMD = tokens[kind].to(text_BTD.dtype) * 0.0
-                text_BTD, tokens[kind] = text_BTD + untouched_IMD.sum(), untouched_IMD[:0]
+                untouched_IMD = self.untouched(kind).to(text_BTD.dtype) * 0.0
+                text_BTD, found = text_BTD + untouched_IMD.sum(), untouched_IMD[:0]
+            tokens[kind] = found
         # A prompt must not lose its end, so generation (left) cuts nothing.
         limit = None if left else self.max_positions
         return splice(text_BTD, input_ids_BT, mask_BT, tokens, labels_BT, max_positions=limit, left=left)
 
-    def _features(self, kind: str, media: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor | None:
-        """Returns the features of a kind's items, or None if there are none."""
-        if kind in features:
-            return features[kind] if len(features[kind]) else None
-        return self.encode(kind, media[kind]) if kind in media and len(media[kind]) else None
+    def seen(self, view: str, media: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor | None:
+        """Returns the features of a view's items, or None if there are none."""
+        if view in features:
+            return features[view] if len(features[view]) else None
+        return self.encode(view, media[view]) if view in media and len(media[view]) else None
 
     def _decode(self, spliced: Splice) -> Tensor:
         result = self.language.get_decoder()(

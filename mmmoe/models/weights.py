@@ -7,14 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmmoe.models.folder import compare_declared, folder_config, missing_in
-from mmmoe.models.spec import (
-    FolderTower,
-    OpenCLIPTower,
-    PartSpec,
-    PretrainedLanguage,
-    ScratchLanguage,
-    SpeechDecoderSpec,
-)
+from mmmoe.models.spec import PartSpec, PretrainedLanguage, ScratchLanguage, SpeechDecoderSpec
+from mmmoe.models.towers.spec import FolderTower, OpenCLIPTower
 from mmmoe.paths import resolve
 
 Declared = PretrainedLanguage | ScratchLanguage | PartSpec

@@ -30,9 +30,10 @@ LORA_A, LORA_B = "lora.a_ERD", "lora.b_EDR"
 
 
 def sources_of(stage: StageSpec) -> list[str]:
-    """Returns the stages and folders that a stage takes experts or connectors from, besides where it starts."""
+    """Returns the stages and folders that a stage takes experts, connectors or labels from, besides where it starts."""
+    judge = [stage.routing.judge] if stage.routing is not None and stage.routing.judge is not None else []
     experts = [name for spec in stage.adapters if isinstance(spec, MoESpec) for name in spec.experts if name != BASE]
-    return list(dict.fromkeys([*experts, *stage.inherits.values()]))
+    return list(dict.fromkeys([*experts, *stage.inherits.values(), *judge]))
 
 
 def finished_stage(run: RunSpec, stage: StageSpec, name: str, folder: RunFolder) -> Path:

@@ -14,6 +14,7 @@ from mmmoe import dist, paths
 from mmmoe.data.dataset import Dataset, Source, open_sources, with_features
 from mmmoe.data.encode import encode_missing
 from mmmoe.data.loader import StepLoader
+from mmmoe.data.media import kind_of
 from mmmoe.data.mixture import order_of
 from mmmoe.data.quarantine import Quarantine
 from mmmoe.data.spectrograms import AudioTransform, SpeechTransform
@@ -24,16 +25,20 @@ from mmmoe.data.video import VideoTransform
 from mmmoe.log import console
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spliced import SplicedModel
+from mmmoe.stages.heritage import Heritage
+from mmmoe.stages.image_routing import training_guide
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 
-def draw(run: RunSpec, stage: StageSpec, model: SplicedModel, folder: RunFolder) -> StepLoader:
-    """Returns this process's micro-batches by step; collective when media have to be encoded first."""
+def draw(
+    run: RunSpec, stage: StageSpec, model: SplicedModel, folder: RunFolder, parts: Mapping[str, Heritage]
+) -> StepLoader:
+    """Returns this process's micro-batches by step; collective when media have to be encoded or images routed first."""
     sources = open_sources(stage.mixture)
     transforms = transforms_of(model)
     if stage.encode_once:
-        keys = {kind: feature_key(model, kind, transform) for kind, transform in transforms.items()}
+        keys = {view: feature_key(model, view, transform) for view, transform in transforms.items()}
         sources = with_features(sources, Path(run.cache) / "features", keys)
         encode(model, sources, transforms)
     template = Template(stage.template, load_tokenizer(paths.resolve(tokenizer_folder(run.model))))
@@ -44,7 +49,8 @@ def draw(run: RunSpec, stage: StageSpec, model: SplicedModel, folder: RunFolder)
         transforms,
         Quarantine(here, stage.mixture.bad_samples, dist.rank()),
         max_positions=model.max_positions,
-        positions={kind: model.positions(kind) for kind in model.kinds},
+        positions={view: model.positions(view) for view in model.sizes},
+        guide=training_guide(run, stage, sources, transforms, parts),
     )
     return StepLoader(
         dataset,
@@ -59,7 +65,7 @@ def draw(run: RunSpec, stage: StageSpec, model: SplicedModel, folder: RunFolder)
 
 
 def transforms_of(model: SplicedModel) -> dict[str, Transform]:
-    """Returns by kind what turns files into the input of the model's towers, as the towers say."""
+    """Returns by view what turns files into the input of the model's towers, as the towers say."""
     makers: dict[str, Callable[[Any], Transform]] = {
         "image": _image,
         "video": lambda tower: VideoTransform(_image(tower), frames=model.frames),
@@ -76,12 +82,12 @@ def transforms_of(model: SplicedModel) -> dict[str, Transform]:
             tower.max_chunks,
         ),
     }
-    return {kind: makers[kind](model.tower_of(kind)) for kind in model.kinds}
+    return {view: makers[kind_of(view)](model.tower_of(view)) for view in model.views}
 
 
-def feature_key(model: SplicedModel, kind: str, transform: Transform) -> str:
-    """Returns what names the features of a kind: the tower, and what the transform adds to it."""
-    return f"{model.tower_of(kind).key} {transform.key}"
+def feature_key(model: SplicedModel, view: str, transform: Transform) -> str:
+    """Returns what names the features of a view: the tower, and what the transform adds to it."""
+    return f"{model.tower_of(view).key} {transform.key}"
 
 
 def total_steps(stage: StageSpec) -> int:
@@ -97,10 +103,10 @@ def total_steps(stage: StageSpec) -> int:
 def encode(model: SplicedModel, sources: list[Source], transforms: Mapping[str, Transform]) -> None:
     """Runs the frozen towers over all media whose features are not on disk yet; collective."""
     device = dist.device()
-    for kind in model.kinds:
-        model.tower_of(kind).to(device)
-    stores = [store for source in sources for store in source.features.values()]
-    waiting = [part for store in stores for part in store.missing()]
+    for view in model.views:
+        model.tower_of(view).to(device)
+    stores = [(view, store) for source in sources for view, store in source.features.items()]
+    waiting = [part for _, store in stores for part in store.missing()]
     own = sum(part.stop - part.start for part in waiting if part.number % dist.world_size() == dist.rank())
     dist.barrier()
     if waiting:
@@ -108,15 +114,15 @@ def encode(model: SplicedModel, sources: list[Source], transforms: Mapping[str, 
         columns = (TextColumn(said), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=dist.rank() != 0) as progress:
             task = progress.add_task("", total=own)
-            for store in stores:
+            for view, store in stores:
 
-                def features(media: Tensor, kind: str = store.kind) -> Tensor:
-                    return model.encode(kind, media.to(device))
+                def features(media: Tensor, view: str = view) -> Tensor:
+                    return model.encode(view, media.to(device))
 
                 encode_missing(
                     store,
                     features,
-                    transforms[store.kind],
+                    transforms[view],
                     rank=dist.rank(),
                     world=dist.world_size(),
                     on_items=lambda count: progress.advance(task, count),

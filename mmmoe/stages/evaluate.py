@@ -20,6 +20,7 @@ from mmmoe.models.spliced import SplicedModel
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild, tensors_of
 from mmmoe.stages.heritage import Heritage
+from mmmoe.stages.image_routing import guide_of
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec
 
@@ -75,7 +76,14 @@ def subject_of(model: SplicedModel, heritage: Heritage, cache: Path) -> Subject:
     """Returns a model ready to be asked, as its last stage was taught to answer."""
     device = dist.device()
     template = Template(heritage.template, load_tokenizer(paths.resolve(tokenizer_folder(heritage.model))))
-    return Subject(model.to(device).eval(), template, transforms_of(model), device, cache=cache / "pictures")
+    return Subject(
+        model.to(device).eval(),
+        template,
+        transforms_of(model),
+        device,
+        cache=cache / "pictures",
+        guide=guide_of(heritage.model),
+    )
 
 
 def _before_pictures(heritage: Heritage) -> SplicedModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from mmmoe.config.spec import Spec
@@ -10,6 +12,37 @@ from mmmoe.engine.spec import EngineSpec, TrainingSpec
 from mmmoe.evaluation.spec import EvaluationSpec
 from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.spec import ModelSpec
+
+
+class ConversationSpec(Spec):
+    """How samples of a source become routing conversations: which experts does this question need?"""
+
+    shuffle: bool = True
+    """Draw the order of the experts, so that letters mean nothing by themselves."""
+    truncate: bool = True
+    """Offer only some of them, at least two."""
+    paraphrase: bool = True
+    """Draw one of each expert's descriptions; else the first."""
+
+
+class RoutingSpec(Spec):
+    """Which vision experts look at a stage's images (MoVA)."""
+
+    kind: Literal["shards", "built", "random", "none", "all"] = "shards"
+    """shards: as `routing_weights` of each sample says; built: the experts that lower the loss of a finished stage's
+    model; random: none to `most` of them, drawn sample by sample; none; all."""
+    judge: str | None = None
+    """built: the stage, or folder of a finished one, whose loss with each expert alone is held against none."""
+    most: int = Field(default=3, ge=1)
+    """Experts of an image at most; built keeps those of smallest loss."""
+    conversations: dict[str, ConversationSpec] = {}
+    """Sources of the mixture, by name, that ask for the routing instead of giving it."""
+
+    @model_validator(mode="after")
+    def _has_judge(self) -> RoutingSpec:
+        if (self.judge is not None) != (self.kind == "built"):
+            raise ValueError("built needs a judge, a finished stage; the other kinds take none")
+        return self
 
 
 class StageSpec(Spec):
@@ -30,6 +63,8 @@ class StageSpec(Spec):
     of those of the stage it starts from: the connectors that expert runs trained."""
     encode_once: bool = False
     """Run the frozen towers once per image, video and sound, and keep their features on disk."""
+    routing: RoutingSpec | None = None
+    """Of a model with vision experts; null means RoutingSpec's own values."""
     reuse: bool = False
     """Keep the result in the cache and take it from there when nothing it depends on has changed."""
 

@@ -52,7 +52,7 @@ def run_stage(
     print_trainable(stage, freeze(model, stage.trains, canonical))
     check_coefficients(model, stage)
 
-    source = draw(run, stage, model, folder)
+    source = draw(run, stage, model, folder, parts)
     engine = build_engine(model, run.engine, training, canonical, experts)
     saver = StageSaver(Origin(run, stage, start_model, heritage, parts), engine, here, experts)
     start = saver.restore()

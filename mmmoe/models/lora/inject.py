@@ -12,6 +12,7 @@ from mmmoe.models.lora.block import FFNExperts, ProjectionExperts, RoutedBlock, 
 from mmmoe.models.lora.layer import LoRALinear, RoutedLinear
 from mmmoe.models.lora.routing import Routed
 from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
+from mmmoe.models.lora.switch import RowSwitch
 from mmmoe.models.lora.tape import RoutingTape
 
 Adapted = LoRALinear | RoutedLinear | RoutedBlock
@@ -33,9 +34,10 @@ def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> Routed | None:
     """
     sites = _sites(model, spec)
     if isinstance(spec, LoRASpec):
+        switch = _switch(model, sites) if spec.rows == "routing" else None
         for name, linear in sites.items():
             assert isinstance(linear, nn.Linear)
-            swap(model, name, LoRALinear(linear, spec).to(linear.weight.device))
+            swap(model, name, LoRALinear(linear, spec, switch).to(linear.weight.device))
         return None
     counts = experts_by_site(spec, list(sites))
     tape = RoutingTape(list(sites))
@@ -53,6 +55,15 @@ def eject(model: nn.Module) -> int:
     for name in sorted(adapted, key=len, reverse=True):
         swap(model, name, adapted[name].base)
     return len(adapted)
+
+
+def _switch(model: nn.Module, sites: dict[str, nn.Module]) -> RowSwitch:
+    """Returns what tells a model's routing passes from its answers."""
+    switch = getattr(model, "switch", None)
+    if not isinstance(switch, RowSwitch):
+        raise ValueError(f"rows: routing needs a model that routes images (MoVA), {type(model).__name__} does not")
+    refuse_outside_language(sites)
+    return switch
 
 
 def _sites(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> dict[str, nn.Module]:

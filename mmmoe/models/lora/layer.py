@@ -7,21 +7,24 @@ from torch import Tensor, nn
 from mmmoe.models.lora.experts import LoRAExperts
 from mmmoe.models.lora.router import Choice, Router
 from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
+from mmmoe.models.lora.switch import RowSwitch
 from mmmoe.models.lora.tape import RoutingTape
 
 
 class LoRALinear(nn.Module):
-    """y = W x + b + s B A x; the frozen layer is held untouched as `base`."""
+    """y = W x + b + s B A x; the frozen layer is held untouched as `base`. A switch says in which rows, if given."""
 
-    def __init__(self, base: nn.Linear, spec: LoRASpec) -> None:
+    def __init__(self, base: nn.Linear, spec: LoRASpec, switch: RowSwitch | None = None) -> None:
         super().__init__()
         self.base = base
+        self.switch = switch
         self.lora = LoRAExperts(1, base.in_features, base.out_features, spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the adapted output for inputs of any leading shape."""
         x_ND = x.reshape(-1, x.shape[-1])
-        only = Choice(x_ND.new_zeros(x_ND.shape[0], 1).long())
+        gate_N1 = None if self.switch is None else self.switch.gates(x)
+        only = Choice(x_ND.new_zeros(x_ND.shape[0], 1).long(), gate_N1)
         y_NF: Tensor = self.lora(x_ND, self.base(x_ND), only)
         return y_NF.view(*x.shape[:-1], -1)
 

@@ -32,6 +32,9 @@ class LoRASpec(Spec):
     """The scale s is alpha / sqrt(rank) instead (rank-stabilised LoRA, arXiv 2312.03732)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """On the adapter's input, in training."""
+    rows: Literal["all", "routing"] = "all"
+    """routing: only in MoVA's routing passes, where the language model chooses vision experts (the routing LoRA of the
+    paper's first version); answers are then those of a model without it."""
 
     @property
     def scale(self) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import ASTModel
 
 from mmmoe.models.folder import declared_config, pretrained, state_digest
-from mmmoe.models.spec import ASTTowerSpec
+from mmmoe.models.towers.spec import ASTTowerSpec
 from mmmoe.models.towers.tower import SoundTower
 from mmmoe.paths import resolve
 

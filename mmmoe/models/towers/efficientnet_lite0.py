@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmmoe.models.spec import EfficientNetLiteTower
+from mmmoe.models.towers.spec import EfficientNetLiteTower
 from mmmoe.models.towers.tower import ImageTower, Tower, file_digest
 
 HEAD_CHANNELS = 1280

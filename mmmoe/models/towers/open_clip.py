@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmmoe.models.spec import OpenCLIPTower
+from mmmoe.models.towers.spec import OpenCLIPTower
 from mmmoe.models.towers.tower import ImageTower, file_digest
 from mmmoe.paths import resolve
 

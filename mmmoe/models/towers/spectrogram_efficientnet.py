@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from mmmoe.models.spec import SpectrogramTowerSpec
 from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0
+from mmmoe.models.towers.spec import SpectrogramTowerSpec
 from mmmoe.models.towers.tower import SoundTower
 
 FRAMES_A_SECOND = 100

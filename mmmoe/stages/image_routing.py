@@ -1,0 +1,131 @@
+"""Which vision experts look at which image: the guides of a MoVA's training, evaluation and label building."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmmoe import paths
+from mmmoe.data.dataset import Dataset, Source
+from mmmoe.data.quarantine import Quarantine
+from mmmoe.data.question_text import QuestionIds
+from mmmoe.data.record import Record
+from mmmoe.data.routed_images import Augmentation, Choice, RoutedImages, drawn, fixed
+from mmmoe.data.routing_labels import LossColumn, routing_of
+from mmmoe.data.routing_prompt import one_where
+from mmmoe.data.template import Template, load_tokenizer
+from mmmoe.data.transform import Transform
+from mmmoe.models.language import tokenizer_folder
+from mmmoe.models.spec import ModelSpec, MoVASpec
+from mmmoe.models.spliced import SplicedModel
+from mmmoe.stages.handover import rebuild
+from mmmoe.stages.heritage import Heritage
+from mmmoe.stages.routing_losses import Judged, fill
+from mmmoe.stages.spec import RoutingSpec, RunSpec, StageSpec
+
+LOSSES = "routing_losses"
+"""Folder of all losses in a cache."""
+UNREADABLE = 10**9
+"""Samples a judge may find unreadable: they get no expert, and training sets them aside by its own budget."""
+
+
+def guide_of(
+    spec: ModelSpec, choice: Choice | None = None, conversations: Sequence[Augmentation | None] = ()
+) -> RoutedImages | None:
+    """Returns the guide of a model that routes images, None for other families."""
+    if not isinstance(spec, MoVASpec):
+        return None
+    return RoutedImages(
+        {name: expert.descriptions for name, expert in spec.experts.items()},
+        QuestionIds(paths.resolve(spec.text.tokenizer_folder), spec.text.max_tokens),
+        spec.instruction,
+        spec.routing_rule,
+        choice,
+        conversations,
+    )
+
+
+def training_guide(
+    run: RunSpec,
+    stage: StageSpec,
+    sources: Sequence[Source],
+    transforms: Mapping[str, Transform],
+    parts: Mapping[str, Heritage],
+) -> RoutedImages | None:
+    """Returns the guide of a stage; collective when labels have to be built first.
+
+    Raises:
+        ValueError: The stage declares a routing that its model or mixture does not have.
+    """
+    if not isinstance(run.model, MoVASpec):
+        return None
+    routing = stage.routing or RoutingSpec()
+    experts = len(run.model.experts)
+    choice: Choice | None = None
+    if routing.kind == "built":
+        assert routing.judge is not None, "the spec asks for one"
+        columns = built_columns(parts[routing.judge], sources, transforms, Path(run.cache))
+        choice = _from_losses(columns, routing.most)
+    elif routing.kind == "random":
+        choice = drawn(experts, stage.mixture.seed, routing.most)
+    elif routing.kind in ("none", "all"):
+        choice = fixed("all" if routing.kind == "all" else "none", experts)
+    named = {name: Augmentation(**spec.model_dump()) for name, spec in routing.conversations.items()}
+    return guide_of(run.model, choice, [named.get(source.name) for source in sources])
+
+
+def built_columns(
+    judge: Heritage, sources: Sequence[Source], transforms: Mapping[str, Transform], cache: Path
+) -> list[list[LossColumn]]:
+    """Returns for each source the losses of its samples without experts, then with each alone; fills in the missing.
+
+    Args:
+        judge: a finished stage of a MoVA.
+        sources: with the features of the views that are cached.
+        transforms: of the views.
+        cache: where losses are kept.
+    """
+    spec = judge.model
+    assert isinstance(spec, MoVASpec)
+    routings = [one_where(chosen, len(spec.experts)) for chosen in (set(), *({e} for e in range(len(spec.experts))))]
+    key = f"{judge.checkpoint.digest} {judge.base} {sorted(t.key for t in transforms.values())}"
+    columns = [
+        [LossColumn(cache / LOSSES, f"{key} {routing}", source.shards) for routing in routings] for source in sources
+    ]
+    model: SplicedModel | None = None
+    for source, of_source in zip(sources, columns, strict=True):
+        if not any(column.missing() for column in of_source):
+            continue
+        model = model if model is not None else rebuild(judge.path)[0]
+        judged = [
+            Judged(column, judge_dataset(judge, model, source, transforms, routing))
+            for column, routing in zip(of_source, routings, strict=True)
+        ]
+        fill(model, judged, f"routing labels of {source.name}")
+    return columns
+
+
+def judge_dataset(
+    judge: Heritage,
+    model: SplicedModel,
+    source: Source,
+    transforms: Mapping[str, Transform],
+    routing: tuple[int, ...],
+) -> Dataset:
+    """Returns a source as a judge is asked it, with the same experts for every image."""
+    return Dataset(
+        [source],
+        Template(judge.template, load_tokenizer(paths.resolve(tokenizer_folder(judge.model)))),
+        transforms,
+        Quarantine(None, UNREADABLE),
+        max_positions=model.max_positions,
+        positions={kind: model.positions(kind) for kind in model.kinds},
+        guide=guide_of(judge.model, lambda record, at, index: routing),
+    )
+
+
+def _from_losses(columns: Sequence[Sequence[LossColumn]], most: int) -> Choice:
+    def choose(record: Record, source: int, index: int) -> Sequence[int]:
+        return routing_of([column.loss(index) for column in columns[source]], most)
+
+    return choose

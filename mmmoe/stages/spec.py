@@ -29,7 +29,7 @@ class StageSpec(Spec):
     """Glob patterns over parameter names, and the stage (or folder of a finished one) whose tensors are taken in place
     of those of the stage it starts from: the connectors that expert runs trained."""
     encode_once: bool = False
-    """Run the frozen towers once per image, video and sound, and keep their features on disk."""
+    """Run the towers once per image, video and sound, and keep their features on disk; none of them may train."""
     reuse: bool = False
     """Keep the result in the cache and take it from there when nothing it depends on has changed."""
 

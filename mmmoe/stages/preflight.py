@@ -12,7 +12,6 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.moe.spec import MoESpec
-from mmmoe.models.towers.tower import Tower
 from mmmoe.models.weights import weight_problems
 from mmmoe.stages.assembly import problems_of_sources
 from mmmoe.stages.coefficients import idle_declarations

@@ -47,7 +47,7 @@ class BertText(Tower):
 
     def forward(self, ids_IL: Tensor) -> Tensor:
         """Returns vectors (I, T) of rows of ids, padded on the right."""
-        if any(parameter.requires_grad for parameter in self.encoder.parameters()):
+        if self.is_trained:
             self._known.clear()
             return self._encoded(ids_IL)
         rows = [tuple(row) for row in ids_IL.tolist()]

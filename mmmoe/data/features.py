@@ -78,6 +78,7 @@ class FeatureStore:
         """
         self.shards = shards
         self.kind = kind
+        self.key = key
         named = key if kind == "image" else f"{kind} {key}"  # images came first, and what was kept stays good
         self._folders = [
             Path(folder) / hashlib.sha256(f"{VERSION} {named} {shard.header.sha256}".encode()).hexdigest()[:32]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from mmmoe import paths
+from mmmoe import dist, paths
 from mmmoe.data.dataset import Dataset, Source
 from mmmoe.data.quarantine import Quarantine
 from mmmoe.data.question_text import QuestionIds
@@ -18,6 +19,7 @@ from mmmoe.data.transform import Transform
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spec import ModelSpec, MoVASpec
 from mmmoe.models.spliced import SplicedModel
+from mmmoe.models.towers.tower import TRAINED, Tower
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.routing_losses import Judged, fill
@@ -48,6 +50,7 @@ def guide_of(
 def training_guide(
     run: RunSpec,
     stage: StageSpec,
+    model: SplicedModel,
     sources: Sequence[Source],
     transforms: Mapping[str, Transform],
     parts: Mapping[str, Heritage],
@@ -64,7 +67,7 @@ def training_guide(
     choice: Choice | None = None
     if routing.kind == "built":
         assert routing.judge is not None, "the spec asks for one"
-        columns = built_columns(parts[routing.judge], sources, transforms, Path(run.cache))
+        columns = built_columns(parts[routing.judge], weights_of(model), sources, transforms, Path(run.cache))
         choice = _from_losses(columns, routing.most)
     elif routing.kind == "random":
         choice = drawn(experts, stage.mixture.seed, routing.most)
@@ -74,13 +77,23 @@ def training_guide(
     return guide_of(run.model, choice, [named.get(source.name) for source in sources])
 
 
+def weights_of(model: SplicedModel) -> list[str]:
+    """Returns what names the weights of a model's encoders, those of stages that trained them left out."""
+    return [module.key.partition(TRAINED)[0] for module in model.modules() if isinstance(module, Tower)]
+
+
 def built_columns(
-    judge: Heritage, sources: Sequence[Source], transforms: Mapping[str, Transform], cache: Path
+    judge: Heritage,
+    weights: Sequence[str],
+    sources: Sequence[Source],
+    transforms: Mapping[str, Transform],
+    cache: Path,
 ) -> list[list[LossColumn]]:
     """Returns for each source the losses of its samples without experts, then with each alone; fills in the missing.
 
     Args:
         judge: a finished stage of a MoVA.
+        weights: name those of the encoders that it started from.
         sources: with the features of the views that are cached.
         transforms: of the views.
         cache: where losses are kept.
@@ -88,13 +101,14 @@ def built_columns(
     spec = judge.model
     assert isinstance(spec, MoVASpec)
     routings = [one_where(chosen, len(spec.experts)) for chosen in (set(), *({e} for e in range(len(spec.experts))))]
-    key = f"{judge.checkpoint.digest} {judge.base} {sorted(t.key for t in transforms.values())}"
+    key = f"{judge.checkpoint.digest} {judge.base} {weights} {sorted(t.key for t in transforms.values())}"
     columns = [
         [LossColumn(cache / LOSSES, f"{key} {routing}", source.shards) for routing in routings] for source in sources
     ]
     model: SplicedModel | None = None
     for source, of_source in zip(sources, columns, strict=True):
-        if not any(column.missing() for column in of_source):
+        # Another run may fill them in at this moment, so the processes agree before one of them waits for the others.
+        if not any(dist.gather_objects(any(column.missing() for column in of_source))):
             continue
         model = model if model is not None else rebuild(judge.path)[0]
         judged = [
@@ -114,7 +128,7 @@ def judge_dataset(
 ) -> Dataset:
     """Returns a source as a judge is asked it, with the same experts for every image."""
     return Dataset(
-        [source],
+        [_as_seen_by(model, source)],
         Template(judge.template, load_tokenizer(paths.resolve(tokenizer_folder(judge.model)))),
         transforms,
         Quarantine(None, UNREADABLE),
@@ -122,6 +136,14 @@ def judge_dataset(
         positions={kind: model.positions(kind) for kind in model.kinds},
         guide=guide_of(judge.model, lambda record, at, index: routing),
     )
+
+
+def _as_seen_by(model: SplicedModel, source: Source) -> Source:
+    """Returns the source without kept features of a tower that another stage has trained on."""
+    same = {
+        view: store for view, store in source.features.items() if store.key.startswith(f"{model.tower_of(view).key} ")
+    }
+    return replace(source, features=same)
 
 
 def _from_losses(columns: Sequence[Sequence[LossColumn]], most: int) -> Choice:

@@ -18,7 +18,7 @@ from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.lora.spec import BalanceSpec, LoRASpec
 from mmmoe.models.moe.spec import MoESpec
-from mmmoe.models.spec import ModelSpec
+from mmmoe.models.spec import ModelSpec, MoVASpec
 from mmmoe.models.weights import weight_files
 from mmmoe.stages.assembly import digests
 from mmmoe.stages.handover import adapters_in
@@ -74,11 +74,11 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
     declared["training"].pop("checkpoint")
     world = dist.world_size()
     dropout = max(getattr(part, "dropout", 0.0) for part in run.model.parts().values())
-    if dropout == 0 and not any(_depends_on_cut(adapter) for adapter in adapters_in(run, stage)):
+    is_cut = _trains_text(run, stage) or any(_depends_on_cut(adapter) for adapter in adapters_in(run, stage))
+    if dropout == 0 and not is_cut:
         declared["training"].pop("micro_batch")
         world = 0
     parent = (heritage.path / "manifest.json").read_bytes() if heritage else b""
-    tokenizer = paths.resolve(tokenizer_folder(run.model))
     return {
         "format": _FORMAT,
         "seed": run.seed,
@@ -89,11 +89,27 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
         "deepspeed": run.engine.deepspeed,
         "weights": _weights(run.model),
         "data": [ShardSet(paths.resolve(source.shards)).digest for source in stage.mixture.sources],
-        "tokenizer": {
-            file.name: _digest(file) for file in sorted(tokenizer.glob("*")) if file.suffix in TOKENIZER_FILES
-        },
+        "tokenizer": tokenizers_of(run.model),
         "parent": hashlib.sha256(parent).hexdigest(),
     }
+
+
+def tokenizers_of(spec: ModelSpec) -> dict[str, str]:
+    """Returns the digests of all files of a model's tokenizers, by name."""
+    folders = {"": tokenizer_folder(spec)}
+    if isinstance(spec, MoVASpec):
+        folders["text/"] = spec.text.tokenizer_folder
+    return {
+        f"{place}{file.name}": _digest(file)
+        for place, folder in folders.items()
+        for file in sorted(paths.resolve(folder).glob("*"))
+        if file.suffix in TOKENIZER_FILES
+    }
+
+
+def _trains_text(run: RunSpec, stage: StageSpec) -> bool:
+    """Says whether MoVA's text encoder may train; it has dropout then, which each process draws for itself."""
+    return isinstance(run.model, MoVASpec) and any(name.startswith(("text", "*", "?", "[")) for name in stage.trains)
 
 
 def _depends_on_cut(adapter: AdapterSpec) -> bool:

@@ -20,6 +20,7 @@ from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spec import ModelSpec, MoVASpec
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.models.towers.tower import TRAINED, Tower
+from mmmoe.stages.cache import tokenizers_of
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.routing_losses import Judged, fill
@@ -67,7 +68,8 @@ def training_guide(
     choice: Choice | None = None
     if routing.kind == "built":
         assert routing.judge is not None, "the spec asks for one"
-        columns = built_columns(parts[routing.judge], weights_of(model), sources, transforms, Path(run.cache))
+        base = f"{weights_of(model)} {tokenizers_of(run.model)}"
+        columns = built_columns(parts[routing.judge], base, sources, transforms, Path(run.cache))
         choice = _from_losses(columns, routing.most)
     elif routing.kind == "random":
         choice = drawn(experts, stage.mixture.seed, routing.most)
@@ -84,7 +86,7 @@ def weights_of(model: SplicedModel) -> list[str]:
 
 def built_columns(
     judge: Heritage,
-    weights: Sequence[str],
+    base: str,
     sources: Sequence[Source],
     transforms: Mapping[str, Transform],
     cache: Path,
@@ -93,7 +95,7 @@ def built_columns(
 
     Args:
         judge: a finished stage of a MoVA.
-        weights: name those of the encoders that it started from.
+        base: names the encoders that it started from, and tokenizers.
         sources: with the features of the views that are cached.
         transforms: of the views.
         cache: where losses are kept.
@@ -101,7 +103,7 @@ def built_columns(
     spec = judge.model
     assert isinstance(spec, MoVASpec)
     routings = [one_where(chosen, len(spec.experts)) for chosen in (set(), *({e} for e in range(len(spec.experts))))]
-    key = f"{judge.checkpoint.digest} {judge.base} {weights} {sorted(t.key for t in transforms.values())}"
+    key = f"{judge.checkpoint.digest} {judge.base} {base} {sorted(t.key for t in transforms.values())}"
     columns = [
         [LossColumn(cache / LOSSES, f"{key} {routing}", source.shards) for routing in routings] for source in sources
     ]

@@ -66,7 +66,7 @@ def make_mova_project(folder: Path, samples: int = 24) -> Path:
 
 
 def configuration(folder: Path) -> dict:
-    """Returns the run: an alignment without experts, a stage on given routings, one on routings built by its loss."""
+    """Returns the run: base tower and adapter without experts, all on given routings, then on those built by loss."""
 
     def mixture(*names: str) -> dict:
         return {"sources": [{"name": n, "shards": str(folder / "shards" / n), "domain": n} for n in names]}
@@ -91,11 +91,17 @@ def configuration(folder: Path) -> dict:
         "name": "small",
         "model": model,
         "stages": [
-            common | {"name": "align", "trains": TRAINED, "mixture": mixture("shapes"), "routing": {"kind": "none"}},
+            common
+            | {
+                "name": "align",
+                "trains": ["connector.*", "tower.*"],
+                "mixture": mixture("shapes"),
+                "routing": {"kind": "none"},
+            },
             common
             | {
                 "name": "tune",
-                "trains": TRAINED,
+                "trains": [*TRAINED, "text.*"],
                 "mixture": mixture("shapes", "colours", "text"),
                 "routing": {"conversations": {"colours": {}}},
             },

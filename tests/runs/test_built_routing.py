@@ -55,7 +55,7 @@ def build(judge, run, cache, *, names=("shapes", "colours"), sources=None):
     wanted = [s for s in run.stages[1].mixture.sources if s.name in names]
     sources = open_sources(run.stages[1].mixture.model_copy(update={"sources": wanted})) if sources is None else sources
     model = rebuild(judge.path)[0]
-    return built_columns(judge, weights_of(model), sources, transforms_of(model), Path(cache))
+    return built_columns(judge, f"{weights_of(model)}", sources, transforms_of(model), Path(cache))
 
 
 def losses_of(columns):
@@ -110,7 +110,7 @@ def test_a_second_run_computes_nothing_and_needs_no_judge(run, judge, tmp_path, 
     monkeypatch.setattr(image_routing, "rebuild", lambda path: pytest.fail("the judge was built again"))
     monkeypatch.setattr(LossColumn, "write", lambda *_: pytest.fail("a part was written again"))
     sources = open_sources(run.stages[2].mixture)
-    again = built_columns(judge, weights_of(model), sources, transforms_of(model), tmp_path)
+    again = built_columns(judge, f"{weights_of(model)}", sources, transforms_of(model), tmp_path)
     assert losses_of(again) == first
 
 
@@ -125,7 +125,7 @@ def test_another_judge_builds_anew(run, judge, tmp_path):
     assert sorted(tmp_path.rglob("*.npy")) == kept
     # A tower's file was replaced by another.
     sources, model = open_sources(run.stages[2].mixture), rebuild(judge.path)[0]
-    columns = built_columns(judge, [*weights_of(model)[:-1], "bert-other"], sources, transforms_of(model), tmp_path)
+    columns = built_columns(judge, f"{weights_of(model)[:-1]} bert-other", sources, transforms_of(model), tmp_path)
     assert len(sorted(tmp_path.rglob("*.npy"))) == len(kept) + sum(len(c.parts()) for of in columns for c in of)
 
 

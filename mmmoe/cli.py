@@ -140,6 +140,16 @@ def doctor() -> None:
     raise typer.Exit(0 if print_doctor() else USER_MISTAKE)
 
 
+@app.command()
+def cache(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[FOLDER] [prune GB]", help="data/local/cache")] = None,
+) -> None:
+    """List what a cache holds by size and last use; `prune 20` deletes the oldest of it until 20 GB are left."""
+    from mmmoe.stages.cache_content import list_or_prune
+
+    list_or_prune(words or [])
+
+
 @data_app.command()
 def pack(
     json: Annotated[Path, typer.Argument(help="LLaVA JSON: a list of samples")],

@@ -29,7 +29,7 @@ class Voice(StrEnum):
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview.")
+data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview, route.")
 config_app = typer.Typer(no_args_is_help=True, help="Configurations: check, show, schema.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
@@ -197,6 +197,25 @@ def preview(
     from mmmoe.data.preview import preview as preview_shards
 
     console.print(preview_shards(shards, samples))
+
+
+@data_app.command()
+def route(
+    shards: Annotated[str, typer.Argument(help="folder or glob of shards")],
+    out: Annotated[Path, typer.Argument(help="folder for the labelled shards")],
+    judges: Annotated[
+        list[str], typer.Argument(metavar="BASE EXPERT=FINAL ... | FINAL", help="folders of finished stages")
+    ],
+) -> None:
+    """Write shards with MoVA's routing labels: the experts whose model answers a sample better than the base.
+
+    BASE and each FINAL are finished stages (<run>/stages/<stage>/final) of models that take images: one with the base
+    tower, one an expert with its tower. Or one finished stage of a MoVA: each of its experts alone against none.
+    Losses are kept in the run's cache; what was stopped goes on. Works under torchrun.
+    """
+    from mmmoe.stages.route import route as route_shards
+
+    route_shards(shards, out, judges)
 
 
 @config_app.command(name="check")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmmoe import paths
+from mmmoe import dist, paths
 from mmmoe.data.dataset import Dataset, Source
 from mmmoe.data.quarantine import Quarantine
 from mmmoe.data.question_text import QuestionIds
@@ -18,6 +18,7 @@ from mmmoe.data.transform import Transform
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spec import ModelSpec, MoVASpec
 from mmmoe.models.spliced import SplicedModel
+from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.routing_losses import Judged, fill
@@ -88,13 +89,13 @@ def built_columns(
     spec = judge.model
     assert isinstance(spec, MoVASpec)
     routings = [one_where(chosen, len(spec.experts)) for chosen in (set(), *({e} for e in range(len(spec.experts))))]
-    key = f"{judge.checkpoint.digest} {judge.base} {sorted(t.key for t in transforms.values())}"
+    key = judge_key(judge, transforms)
     columns = [
         [LossColumn(cache / LOSSES, f"{key} {routing}", source.shards) for routing in routings] for source in sources
     ]
     model: SplicedModel | None = None
     for source, of_source in zip(sources, columns, strict=True):
-        if not any(column.missing() for column in of_source):
+        if not is_missing(of_source):
             continue
         model = model if model is not None else rebuild(judge.path)[0]
         judged = [
@@ -105,6 +106,17 @@ def built_columns(
     return columns
 
 
+def judge_key(judge: Heritage, transforms: Mapping[str, Transform]) -> str:
+    """Returns what names a judge's losses: all that they depend on besides the samples and the routing."""
+    parts = [base_fingerprint(part) for part in judge.model.parts().values()]
+    return f"{judge.checkpoint.digest} {judge.base} {parts} {sorted(t.key for t in transforms.values())}"
+
+
+def is_missing(columns: Sequence[LossColumn]) -> bool:
+    """Says whether any process finds losses that are missing; collective."""
+    return any(dist.gather_objects(any(column.missing() for column in columns)))
+
+
 def judge_dataset(
     judge: Heritage,
     model: SplicedModel,
@@ -112,7 +124,7 @@ def judge_dataset(
     transforms: Mapping[str, Transform],
     routing: tuple[int, ...],
 ) -> Dataset:
-    """Returns a source as a judge is asked it, with the same experts for every image."""
+    """Returns a source as a judge is asked it, with the same experts for every image if it has experts."""
     return Dataset(
         [source],
         Template(judge.template, load_tokenizer(paths.resolve(tokenizer_folder(judge.model)))),

@@ -15,9 +15,8 @@ NONE = "none"
 LETTERS = string.ascii_uppercase
 
 _LABELLED = re.compile(r"\(\s*([A-Z])\s*\)")
-_LEAD = re.compile(r"^[^:]*:\s*")
-_ALONE = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
-_WORD = re.compile(r"(?<![\w'])[AI](?=\s+[a-z])(?!\s+(?:and|or)\b)")
+_ALONE = re.compile(r"(?<!\w)(?<!\w')([A-Z])(?!'?\w)")
+_WORD = re.compile(r"(?<!\w)[AI](?=\s+[a-z])(?!\s+(?:and|or|is)\b)")
 _NOBODY = re.compile(r"\W*none\b", re.IGNORECASE)
 
 
@@ -77,12 +76,12 @@ def drawn_pool(
 def letters_in(answer: str, count: int) -> list[int]:
     """Returns the places of the letters that an answer names, in order, each once.
 
-    A letter counts where it stands alone: `B`, `(B)`, `B.`; in words it does not (the release's rule finds A in
+    A letter counts where it stands alone: `B`, `(B)`, `B:`; in words it does not (the release's rule finds A in
     `Answer`), nor do the article and the pronoun. Letters beyond the count are none, and so are those after `none`.
     """
     if _NOBODY.match(answer):
         return []
-    found = _LABELLED.findall(answer) or _ALONE.findall(_WORD.sub("", _LEAD.sub("", answer)))
+    found = _LABELLED.findall(answer) or _ALONE.findall(_WORD.sub("", answer))
     places = [LETTERS.index(letter) for letter in found]
     return list(dict.fromkeys(place for place in places if place < count))
 

@@ -263,10 +263,11 @@ def hide_skippable(module: nn.Module, device: torch.device) -> list[tuple[nn.Mod
 
     ZeRO 3 gathers a weight on all processes at once. One whose batch has no image never calls the tower, and the
     others would wait for it for ever; marking its weights persistent does not help before DeepSpeed has seen a
-    full step (0.19.8, PartitionedParameterCoordinator.release_sub_module).
+    full step (0.19.8, PartitionedParameterCoordinator.release_sub_module). A tower that trains runs in every batch,
+    says so, and is sharded as the rest.
 
     Raises:
-        ValueError: Such a submodule is to be trained.
+        ValueError: A submodule that some batches do not run is to be trained.
     """
     hidden = [
         (parent, name)

@@ -33,8 +33,12 @@ from mmmoe.models.spec import (
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.models.towers.ast import ASTTower
 from mmmoe.models.towers.bert import BertText
+from mmmoe.models.towers.dinov2 import Dinov2Tower
 from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0Tower
+from mmmoe.models.towers.onnx import OnnxTower
 from mmmoe.models.towers.open_clip import CLIPTower
+from mmmoe.models.towers.pix2struct import Pix2StructTower
+from mmmoe.models.towers.sam import SamTower
 from mmmoe.models.towers.spec import TowerSpec
 from mmmoe.models.towers.spectrogram_efficientnet import SpectrogramEfficientNetTower
 from mmmoe.models.towers.whisper import WhisperTower
@@ -140,6 +144,10 @@ BUILDERS: dict[str, Callable[[Any, int, bool], SplicedModel]] = {
 TOWERS: dict[str, Callable[..., Any]] = {
     "open_clip": CLIPTower,
     "efficientnet_lite0": EfficientNetLite0Tower,
+    "dinov2": Dinov2Tower,
+    "sam": SamTower,
+    "pix2struct": Pix2StructTower,
+    "onnx": OnnxTower,
     "whisper": WhisperTower,
     "ast": ASTTower,
     "spectrogram_efficientnet": SpectrogramEfficientNetTower,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmmoe.models.keys import canonical
+from mmmoe.models.towers.tower import Tower
 
 # A component of a parameter's name that marks an adapter -> the part it is counted under.
 ADAPTERS = {"lora": "lora", "experts": "experts", "router": "routers"}
@@ -35,4 +36,7 @@ def parameter_table(model: nn.Module) -> list[PartCount]:
         size = int(getattr(parameter, "ds_numel", parameter.numel()))
         row[0] += size
         row[1] += size if parameter.requires_grad else 0
+    for name, module in model.named_modules():
+        if isinstance(module, Tower):
+            totals[name.split(".")[0]][0] += module.num_constants
     return [PartCount(part, total, trainable) for part, (total, trainable) in totals.items()]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from mmmoe.paths import resolve
+
+Colour = tuple[float, float, float]
+COLOURS = ("image_mean", "image_std")
 
 
 def missing_in(path: str, what: str) -> str | None:
@@ -58,14 +63,25 @@ def compare_declared(folder: Path, declared: dict[str, Any], found: dict[str, An
         )
 
 
-def declared_config(path: str | None, config: dict[str, Any] | None, where: str) -> Any:
+def declared_config(
+    path: str | None, config: dict[str, Any] | None, where: str, model_types: Collection[str] = ()
+) -> Any:
     """Returns the transformers configuration of a part: the declared fields, or those of its folder.
 
+    Args:
+        path: folder, as declared.
+        config: declared fields.
+        where: key path of the part, for messages.
+        model_types: which are wanted; empty for any.
+
     Raises:
-        ValueError: for an unknown model type or field, or where there is neither.
+        ValueError: for an unknown or another model type, an unknown field, or where there is neither.
     """
     fields = dict(config) if config is not None else folder_config(resolve(path or ""), f"{where}.path")
     model_type = fields.pop("model_type", None)
+    if model_types and model_type not in model_types:
+        found = f"{where}.config" if config is not None else f"{where}.path {path}"
+        raise ValueError(f"{found} is of model_type {model_type!r}, but {' or '.join(model_types)} is wanted here")
     try:
         built = AutoConfig.for_model(model_type, **fields)
     except ValueError as error:
@@ -108,6 +124,32 @@ def pretrained(
     return model, weights_digest(folder)
 
 
+def stated_colours(path: str | None, usual: tuple[Colour, Colour]) -> tuple[Colour, Colour]:
+    """Returns the mean and std of colours that a folder's image processor states, or the usual ones."""
+    file = resolve(path) / "preprocessor_config.json" if path is not None else None
+    stated = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+    mean, std = (tuple(stated.get(key) or default) for key, default in zip(COLOURS, usual, strict=True))
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"{file} states {COLOURS[0]} {mean} and {COLOURS[1]} {std}; three numbers of each are needed")
+    return mean, std
+
+
+def tensors_in(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Returns single tensors of a folder's safetensors files by name.
+
+    Raises:
+        ValueError: One is in none of them.
+    """
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= {name: file.get_tensor(name) for name in set(names) & set(file.keys())}
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise ValueError(f"the weights in {folder} lack {', '.join(missing)}")
+    return found
+
+
 def weights_digest(folder: Path) -> str:
     """Returns the first 16 hex digits of a sha256 over a folder's weight files."""
     digest = hashlib.sha256()
@@ -119,11 +161,16 @@ def weights_digest(folder: Path) -> str:
 
 def state_digest(module: nn.Module) -> str:
     """Returns the same for weights that come from no file; `none` on the meta device."""
+    return tensors_digest(module.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the same for tensors in memory."""
     digest = hashlib.sha256()
-    for tensor in module.state_dict().values():
+    for tensor in tensors.values():
         if tensor.is_meta:
             return "none"
-        digest.update(tensor.detach().float().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ from mmmoe.models.generation import greedy
 from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.output import ModelOutput
+from mmmoe.models.recompute import recompute_layers
 from mmmoe.models.splice import Items, Splice, splice
 from mmmoe.models.targets import target_nll
 from mmmoe.models.towers.tower import Tower
@@ -75,8 +76,13 @@ class SplicedModel(nn.Module):
         return self.connect(kind, self.blank(kind))
 
     def blank(self, view: str) -> Tensor:
-        """Returns features of one item, for batches that have none; what is in them changes no result."""
+        """Returns features of one item, for batches that have none; what is in them changes no result.
+
+        A trained tower makes them, so that all processes call it equally often when parameters are sharded.
+        """
         tower = self.tower_of(view)
+        if tower.is_trained:
+            return tower.encode(torch.zeros(1, *tower.input_shape, device=self.device))
         return torch.zeros(1, tower.num_tokens, tower.channels, device=self.device)
 
     @property
@@ -99,19 +105,15 @@ class SplicedModel(nn.Module):
             self.adapters.append(spec)
 
     def gradient_checkpointing(self, enabled: bool) -> None:
-        """Recomputes each decoder layer in the backward pass instead of keeping its activations."""
-        # transformers renamed these two in 5.2x and warns at the old names.
-        prefix = "activation" if hasattr(self.language, "activation_checkpointing_enable") else "gradient"
-        if enabled:
-            getattr(self.language, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
-        else:
-            getattr(self.language, f"{prefix}_checkpointing_disable")()
+        """Recomputes each layer of what trains in the backward pass instead of keeping its activations."""
+        recompute_layers(self.language, enabled)
+        for module in self.modules():
+            if isinstance(module, Tower):
+                module.gradient_checkpointing(enabled and module.is_trained)
 
-    @torch.no_grad()
     def encode(self, view: str, media: Tensor) -> Tensor:
-        """Returns the frozen tower's features of a view's raw inputs."""
-        features: Tensor = self.tower_of(view)(media)
-        return features
+        """Returns the tower's features of a view's raw inputs, with a graph where a stage trains that tower."""
+        return self.tower_of(view).encode(media)
 
     def forward(
         self,

@@ -8,11 +8,19 @@ from pathlib import Path
 
 from mmmoe.models.folder import compare_declared, folder_config, missing_in
 from mmmoe.models.spec import PartSpec, PretrainedLanguage, ScratchLanguage, SpeechDecoderSpec
-from mmmoe.models.towers.spec import FolderTower, OpenCLIPTower
+from mmmoe.models.towers.onnx_weights import onnx_weights
+from mmmoe.models.towers.spec import FolderTower, OnnxTowerSpec, OpenCLIPTower
 from mmmoe.paths import resolve
 
 Declared = PretrainedLanguage | ScratchLanguage | PartSpec
-NAMES = {"whisper": "Whisper", "ast": "AST", "speech_decoder": "Whisper"}
+NAMES = {
+    "whisper": "Whisper",
+    "ast": "AST",
+    "speech_decoder": "Whisper",
+    "dinov2": "DINOv2",
+    "sam": "Segment Anything",
+    "pix2struct": "Pix2Struct",
+}
 """What stands in the folder of a part; others hold a language model."""
 SAMPLE_BYTES = 2**20
 
@@ -21,6 +29,8 @@ def weight_problems(part: Declared) -> Iterator[str]:
     """Yields what is missing or other than declared, each sentence with the key it belongs to."""
     if isinstance(part, OpenCLIPTower) and part.path is not None and not resolve(part.path).is_file():
         yield f"path: no file {part.path}; put the open_clip checkpoint there"
+    if isinstance(part, OnnxTowerSpec) and not resolve(part.path).is_file():
+        yield f"path: no file {part.path}; put the ONNX file there"
     folder = _folder(part)
     if folder is None:
         return
@@ -42,6 +52,8 @@ def weight_files(part: Declared) -> list[Path]:
     """Returns the files that hold a part's weights, as far as they are there."""
     if isinstance(part, OpenCLIPTower):
         return [resolve(part.path)] if part.path else []
+    if isinstance(part, OnnxTowerSpec):
+        return list(onnx_weights(resolve(part.path)).files) if resolve(part.path).is_file() else []
     folder = _folder(part)
     return sorted(resolve(folder).glob("*.safetensors")) if folder is not None else []
 

@@ -39,7 +39,8 @@ def draw(
     sources = open_sources(stage.mixture)
     transforms = transforms_of(model)
     if stage.encode_once:
-        keys = {view: feature_key(model, view, transform) for view, transform in transforms.items()}
+        frozen = [view for view in transforms if not model.tower_of(view).is_trained]
+        keys = {view: feature_key(model, view, transforms[view]) for view in frozen}
         sources = with_features(sources, Path(run.cache) / "features", keys)
         make_room(run, stage, model, sources)
         encode(model, sources, transforms)

@@ -16,6 +16,7 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.spliced import SplicedModel
+from mmmoe.models.towers.tower import Tower
 from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.assembly import take_experts, take_inherited
 from mmmoe.stages.heritage import Heritage, check_same_model
@@ -107,6 +108,7 @@ def build_stage_model(
     inherited = {name: tensor for name, tensor in kept.items() if name in own} | {
         name: tensor.detach() for name, tensor in fresh.items()
     }
+    note_trained_towers(model, inherited)
     return StageModel(model, adapters, inherited, frozenset(name for name, tensor in fresh.items() if is_share(tensor)))
 
 
@@ -136,6 +138,20 @@ def load_heritage(model: nn.Module, heritage: Heritage, bare: Collection[str], p
         own[name].data.copy_(tensor[place.own(len(tensor))] if is_share(own[name]) else tensor)
 
 
+def note_trained_towers(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives towers that stages trained another key, since features kept under the old one are no longer theirs.
+
+    Args:
+        model: holds the tensors.
+        tensors: what the model has beyond the base weights, by canonical name.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Tower):
+            own = {key: tensors[key] for key in sorted(tensors) if key.startswith(f"{canonical(name)}.")}
+            if own:
+                module.note_training(own)
+
+
 def _whole_shape(tensor: Tensor, place: ExpertPlace) -> tuple[int, ...]:
     if not is_share(tensor):
         return tuple(tensor.shape)
@@ -149,4 +165,5 @@ def rebuild(path: Path) -> tuple[SplicedModel, Heritage]:
     bare = set(tensors_of(model))
     add_adapters(model, heritage.adapters, heritage.seed)
     load_heritage(model, heritage, bare)
+    note_trained_towers(model, heritage.checkpoint.tensors)
     return model, heritage

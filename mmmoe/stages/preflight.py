@@ -124,9 +124,11 @@ def _names_in_model(spec: RunSpec) -> Iterator[str]:
             yield f"stages.{stage.name}.{error}"
             continue
         yield from (f"stages.{stage.name}.{text}" for text in idle_declarations(model, stage))
-        of_towers = [name for name, _ in trainable if name.startswith(("tower.", "towers."))]
-        if of_towers:
-            yield f"stages.{stage.name}.trains: towers are always frozen; leave patterns that match {of_towers[0]} out"
+        if stage.encode_once and all(model.tower_of(view).is_trained for view in model.views):
+            yield (
+                f"stages.{stage.name}.encode_once: every tower trains, so features change with every step; write "
+                "encode_once: false, or leave patterns that match a tower out of trains"
+            )
 
 
 def _length(stage: StageSpec, world: int) -> Iterator[str]:

@@ -62,7 +62,8 @@ class StageSpec(Spec):
     """Glob patterns over parameter names, and the stage (or folder of a finished one) whose tensors are taken in place
     of those of the stage it starts from: the connectors that expert runs trained."""
     encode_once: bool = False
-    """Run the frozen towers once per image, video and sound, and keep their features on disk."""
+    """Run the frozen towers once per image, video and sound, and keep their features on disk. A tower that the stage
+    trains runs in every step; one of them at least must be frozen."""
     routing: RoutingSpec | None = None
     """Of a model with vision experts; null means RoutingSpec's own values."""
     reuse: bool = False

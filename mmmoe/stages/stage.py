@@ -48,8 +48,8 @@ def run_stage(
     place = ALONE if experts is None else ExpertPlace(experts.rank, experts.size, experts.group)
     start_model = build_stage_model(run, stage, heritage, parts, place)
     model = start_model.model
-    model.gradient_checkpointing(training.gradient_checkpointing)
     print_trainable(stage, freeze(model, stage.trains, canonical))
+    model.gradient_checkpointing(training.gradient_checkpointing)
     check_coefficients(model, stage)
 
     source = draw(run, stage, model, folder, parts)

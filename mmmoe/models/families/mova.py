@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmmoe.config.ids import IMAGE_ID
 from mmmoe.models.connectors.mov_adapter import MoVAdapter
@@ -108,9 +109,10 @@ class MoVA(SplicedModel):
 
 def _routing_rows(input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> Tensor:
     """Returns (B,) whether a row is a routing pass."""
-    is_image_BT = input_ids_BT == IMAGE_ID
     if ROUTING not in media:
         return torch.zeros(len(input_ids_BT), dtype=torch.bool, device=input_ids_BT.device)
-    is_glance_I = (media[ROUTING] < 0).all(dim=1)
-    at_BT = torch.zeros_like(is_image_BT).masked_scatter(is_image_BT, is_glance_I)
-    return at_BT.any(dim=1)
+    is_image_BT = input_ids_BT == IMAGE_ID
+    # One more that is none, for placeholders without an image, of which splice tells.
+    is_glance_I = F.pad((media[ROUTING] < 0).all(dim=1), (0, 1))
+    number_BT = (is_image_BT.reshape(-1).cumsum(0).view_as(input_ids_BT) - 1).clamp(0, len(is_glance_I) - 1)
+    return (is_image_BT & is_glance_I[number_BT]).any(dim=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from mmmoe.models.spliced import SplicedModel
@@ -40,7 +39,6 @@ class UniMoE(SplicedModel):
         tower: Tower = getattr(self.towers, _part(kind))
         return tower
 
-    @torch.no_grad()
     def encode(self, kind: str, media: Tensor) -> Tensor:
         """Returns features (I, P, C) of raw inputs; of videos (V, F, C, H, W) those of each frame (V, F, P, C)."""
         if kind != "video":

@@ -30,7 +30,7 @@ class ASTTower(SoundTower):
 
     def __init__(self, spec: ASTTowerSpec, *, meta: bool = False) -> None:
         super().__init__()
-        config = declared_config(spec.path, spec.config, "tower")
+        config = declared_config(spec.path, spec.config, "tower", ("audio-spectrogram-transformer",))
         self.num_mels, self.max_frames = int(config.num_mel_bins), int(config.max_length)
         if spec.chunk_seconds * 100 > self.max_frames:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class EfficientNetLite0Tower(EfficientNetLite0, ImageTower):
     def __init__(self, spec: EfficientNetLiteTower, *, meta: bool = False) -> None:
         super().__init__(spec.stride16, meta=meta)
         self.image_size = spec.image_size
-        self.num_tokens = (spec.image_size // 32) ** 2
+        self.grid = (spec.image_size // 32, spec.image_size // 32)
+        self.num_tokens = math.prod(self.grid)
         stride = 16 if spec.stride16 else 32
         self.key = f"efficientnet_lite0-{self.weights}-{spec.image_size}px-stride{stride}-normalised"
 

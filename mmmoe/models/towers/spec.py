@@ -14,11 +14,17 @@ class OpenCLIPTower(Spec):
 
     kind: Literal["open_clip"] = "open_clip"
     name: str
-    """Architecture name of open_clip, for example ViT-L-14-336."""
+    """Architecture name of open_clip, for example ViT-L-14-336; where `config` is given, only what to call it."""
+    config: str | dict[str, Any] | None = None
+    """An architecture that is not built in: a local open_clip_config.json, or its fields embed_dim and vision_cfg."""
     path: str | None
     """Local checkpoint file; null means random weights, which only tests want."""
+    image_size: int | None = Field(default=None, ge=1)
+    """Side of the square input where it is not the architecture's own; the table of positions is interpolated."""
     layer: int = -2
     """Hidden layer whose patch tokens are taken: LLaVA-1.5 takes -2, LLaVA-MoLE's release -1."""
+    norm: bool = False
+    """Put the tokens through the network's last normalisation, as MoVA does with BiomedCLIP's layer -1."""
 
 
 class EfficientNetLiteTower(Spec):
@@ -31,9 +37,6 @@ class EfficientNetLiteTower(Spec):
     """Also append the stride-16 features, each 2 x 2 cell folded into channels: finer detail, no extra token."""
 
 
-ImageTowerSpec = Annotated[OpenCLIPTower | EfficientNetLiteTower, Field(discriminator="kind")]
-
-
 class FolderTower(Spec):
     """An encoder of transformers, from a local folder or, for tests, fresh from a configuration."""
 
@@ -41,8 +44,6 @@ class FolderTower(Spec):
     """Folder with config.json and safetensors weights; null means random weights of the declared configuration."""
     config: dict[str, Any] | None = None
     """Hugging Face config fields, `model_type` among them, so that `mmmoe plan` needs no weights; checked at load."""
-    max_chunks: int = Field(default=20, ge=1)
-    """Chunks of one recording; what comes after them is left out."""
 
     @model_validator(mode="after")
     def _comes_from_somewhere(self) -> FolderTower:
@@ -53,7 +54,69 @@ class FolderTower(Spec):
         return self
 
 
-class WhisperTowerSpec(FolderTower):
+class Dinov2TowerSpec(FolderTower):
+    """A DINOv2 image encoder; patch tokens, the class token left out."""
+
+    kind: Literal["dinov2"] = "dinov2"
+    image_size: int | None = Field(default=None, ge=1)
+    """Side of the square input, a multiple of the patch; null means the configuration's (518: 37 x 37 tokens)."""
+    layer: int | None = None
+    """Hidden layer whose tokens are taken as they are; null: the last, normalised. MoVA's code takes -2."""
+
+
+class SamTowerSpec(FolderTower):
+    """The image encoder of a Segment Anything model, or a Vary: its neck's map of 64 x 64 cells of 256 channels."""
+
+    kind: Literal["sam"] = "sam"
+    strides: list[int] = []
+    """Channels of further 3 x 3 convolutions of stride 2 after the neck, without bias: Vary in MoVA has [512]. Their
+    weights are the folder's tensors strides.0.weight, strides.1.weight and so on."""
+
+
+class Pix2StructTowerSpec(FolderTower):
+    """The image encoder of a Pix2Struct, of which Deplot is one."""
+
+    kind: Literal["pix2struct"] = "pix2struct"
+    image_size: int = Field(default=720, ge=1, le=4096)
+    """Side of the square input, a multiple of the patch of 16 pixels: 720 makes 45 x 45 tokens."""
+
+
+class OnnxTowerSpec(Spec):
+    """Any network in a local ONNX file, for experts that no maintained library has. It cannot be trained."""
+
+    kind: Literal["onnx"] = "onnx"
+    path: str
+    """The file; weights that it keeps in files beside it are found there."""
+    output: str
+    """Name of the output that is taken, a map (N, C, H, W)."""
+    channels: int = Field(ge=1)
+    """Channels of that output."""
+    grid: tuple[int, int]
+    """Rows and columns of that output."""
+    image_size: int = Field(ge=1)
+    """Side of the square input, in pixels."""
+    mean: tuple[float, float, float]
+    """Mean of red, green and blue that is subtracted from pixels in 0..1 (of one in 0..255: divided by 255)."""
+    std: tuple[float, float, float]
+    """What divides the differences, in the same units."""
+    order: Literal["rgb", "bgr"] = "rgb"
+    """Order of the colours in the network's input."""
+
+
+ImageTowerSpec = Annotated[
+    OpenCLIPTower | EfficientNetLiteTower | Dinov2TowerSpec | SamTowerSpec | Pix2StructTowerSpec | OnnxTowerSpec,
+    Field(discriminator="kind"),
+]
+
+
+class SoundFolderTower(FolderTower):
+    """An encoder of sound of transformers."""
+
+    max_chunks: int = Field(default=20, ge=1)
+    """Chunks of one recording; what comes after them is left out."""
+
+
+class WhisperTowerSpec(SoundFolderTower):
     """The encoder of a Whisper model on log-mel pictures of speech."""
 
     kind: Literal["whisper"] = "whisper"
@@ -77,7 +140,7 @@ class WhisperTowerSpec(FolderTower):
         return round(self.chunk_seconds * 50)
 
 
-class ASTTowerSpec(FolderTower):
+class ASTTowerSpec(SoundFolderTower):
     """An Audio Spectrogram Transformer on filter-bank pictures of sound; Uni-MoE has BEATs in its place."""
 
     kind: Literal["ast"] = "ast"
@@ -115,4 +178,14 @@ class BertTextSpec(FolderTower):
 
 
 AudioTowerSpec = Annotated[ASTTowerSpec | SpectrogramTowerSpec, Field(discriminator="kind")]
-TowerSpec = OpenCLIPTower | EfficientNetLiteTower | WhisperTowerSpec | ASTTowerSpec | SpectrogramTowerSpec
+TowerSpec = (
+    OpenCLIPTower
+    | EfficientNetLiteTower
+    | Dinov2TowerSpec
+    | SamTowerSpec
+    | Pix2StructTowerSpec
+    | OnnxTowerSpec
+    | WhisperTowerSpec
+    | ASTTowerSpec
+    | SpectrogramTowerSpec
+)

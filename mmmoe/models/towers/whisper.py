@@ -25,7 +25,7 @@ class WhisperTower(SoundTower):
 
     def __init__(self, spec: WhisperTowerSpec, *, meta: bool = False) -> None:
         super().__init__()
-        config = declared_config(spec.path, spec.config, "tower")
+        config = declared_config(spec.path, spec.config, "tower", ("whisper",))
         if spec.num_positions > config.max_source_positions:
             raise ValueError(
                 f"tower.chunk_seconds is {spec.chunk_seconds}, but this Whisper has {config.max_source_positions} "

@@ -1,0 +1,84 @@
+"""Checkpoints of open_clip: their vision half, and a table of positions that becomes as large as the tower's."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TABLES = ("positional_embedding", "trunk.pos_embed")
+"""Names of the table of positions: of open_clip's own transformers, and of timm's."""
+
+
+def read_visual(path: Path, name: str) -> dict[str, Tensor]:
+    """Returns the vision half of a CLIP checkpoint: safetensors, or a plain state dict of torch."""
+    if not path.is_file():
+        raise ValueError(
+            f"tower.path {path} does not exist; put an open_clip checkpoint of {name} there (nothing is downloaded)"
+        )
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        if zipfile.is_zipfile(path) and any("/code/" in entry for entry in zipfile.ZipFile(path).namelist()):
+            raise ValueError(
+                f"{path} is a TorchScript archive, which would run code; save its state_dict() as .safetensors first"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    visual = {key.removeprefix("visual."): tensor.float() for key, tensor in state.items() if key.startswith("visual.")}
+    if not visual:
+        raise ValueError(f"{path} has no tensor named visual.*; is it an open_clip checkpoint of {name}?")
+    return visual
+
+
+def fitted(state: Mapping[str, Tensor], visual: nn.Module, grid: tuple[int, int], path: Path) -> dict[str, Tensor]:
+    """Returns a checkpoint's tensors as a network takes them, its table of positions interpolated if need be.
+
+    Args:
+        state: the vision half.
+        visual: the network.
+        grid: its rows and columns of patches.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        ValueError: The checkpoint is one of another network.
+    """
+    own, fit = visual.state_dict(), dict(state)
+    for name in TABLES:
+        if name in own and name in fit and own[name].shape != fit[name].shape:
+            fit[name] = _interpolated(fit[name], own[name].shape, grid)
+    wrong = sorted(
+        set(own.keys() ^ fit.keys()) | {name for name in own.keys() & fit.keys() if own[name].shape != fit[name].shape}
+    )
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit the declared architecture: {len(wrong)} tensors are missing, unknown or of another "
+            f"shape, the first are {wrong[:5]}"
+        )
+    return fit
+
+
+def _interpolated(table: Tensor, shape: torch.Size, grid: tuple[int, int]) -> Tensor:
+    """Returns a table of positions, bicubically interpolated to another grid; those of class tokens stay.
+
+    Without antialiasing and without aligned corners, as MoVA's `resize_image_embeddings` and the CLIP and DINOv2 of
+    transformers. open_clip's own `resize_pos_embed` antialiases, which in torch is another cubic kernel (a = -0.5
+    instead of -0.75) also where a table grows. A table that is no square grid is left as it is.
+    """
+    width, num_prefix = shape[-1], math.prod(shape[:-1]) - math.prod(grid)
+    num_patches = math.prod(table.shape[:-1]) - num_prefix
+    side = math.isqrt(max(0, num_patches))
+    if table.shape[-1] != width or side * side != num_patches:
+        return table
+    rows_PC = table.reshape(-1, width)
+    map_1CHW = rows_PC[num_prefix:].T.reshape(1, width, side, side).float()
+    map_1CHW = F.interpolate(map_1CHW, size=grid, mode="bicubic", align_corners=False)
+    resized_PC = map_1CHW.flatten(2)[0].T.to(table.dtype)
+    return torch.cat([rows_PC[:num_prefix], resized_PC]).reshape(shape)

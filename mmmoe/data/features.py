@@ -54,9 +54,9 @@ class FeatureStore:
         """
         self.shards = shards
         self.kind = kind
+        self.key = key
         self.lease: Lease | None = None
         """Keeps the folders from being deleted while they are used."""
-        self._key = key
         named = key if kind == "image" else f"{kind} {key}"  # images came first, and what was kept stays good
         self.folders = [
             Path(folder) / hashlib.sha256(f"{VERSION} {named} {shard.header.sha256}".encode()).hexdigest()[:32]
@@ -92,7 +92,7 @@ class FeatureStore:
             row: Shape of the features of an image, a video or a chunk.
         """
         one = self.shards.shards[shard]
-        about = About(self._key, self.kind, one.path.name, one.header.sha256, self._count(shard), row)
+        about = About(self.key, self.kind, one.path.name, one.header.sha256, self._count(shard), row)
         describe(self.folders[shard], about)
 
     def get(self, shard_index: int, item_index: int) -> Tensor:

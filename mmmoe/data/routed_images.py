@@ -123,8 +123,9 @@ class RoutedImages:
             truncate=augmentation.truncate,
             paraphrase=augmentation.paraphrase,
         )
-        first = next(turn.text for turn in turns if turn.role == "human")
-        return (Turn("human", routing_text(pool, first, self._instruction)), Turn("gpt", pool.answer(routing)))
+        marks = "".join(mark for turn in turns for mark in MARKED.findall(turn.text))
+        asked = marks + questions_of(turns)[0]
+        return (Turn("human", routing_text(pool, asked, self._instruction)), Turn("gpt", pool.answer(routing)))
 
     def _of_shard(self, record: Record, source: int, index: int) -> Sequence[int]:
         del source, index
@@ -138,6 +139,8 @@ class RoutedImages:
                 f"the sample has {len(record.routing)} routing_weights, the model {len(self.experts)} experts "
                 f"({', '.join(self.experts)}); label the shards for this model"
             )
+        if not set(record.routing) <= {0, 1}:
+            raise ValueError(f"routing_weights {list(record.routing)} are not all 0 and 1; label the shards anew")
         return record.routing
 
 

@@ -30,7 +30,7 @@ def routing_of(losses: Sequence[float], most: int = MOST) -> tuple[int, ...]:
     """Returns the label of a sample: the experts whose loss is below the base's, the best ones if there are many.
 
     Args:
-        losses: of the base, then of each expert; not finite where a sample could not be read.
+        losses: of the base, then of each expert; not finite where a sample could not be read or shows nothing.
         most: experts at most (paper: 3; which ones it does not say, we take the smallest losses).
     """
     base, *experts = losses
@@ -51,7 +51,7 @@ class LabelPart:
 
 
 class LossColumn:
-    """The loss of every sample of a shard set under one judge, float32, NaN where a sample could not be read."""
+    """The loss of every sample of a shard set under one judge, float32; NaN of what is unreadable or has no image."""
 
     def __init__(self, folder: str | Path, key: str, shards: ShardSet) -> None:
         """Finds what is there.

@@ -33,27 +33,29 @@ def with_routing(
             of the right answer; random: one to three, drawn by the question's id; none; all; or names of experts.
         blind: whether images are grey, in the routing pass as well.
     """
-    guide = subject.guide
-    if guide is None:
+    if subject.guide is None:
         return list(questions)
+    shown = [question for question in questions if question.image is not None]
+    routings = iter(_routings(subject, shown, mode, blind))
+    return [replace(question, routing=() if question.image is None else next(routings)) for question in questions]
+
+
+def _routings(subject: Subject, questions: Sequence[Question], mode: RoutingMode, blind: bool) -> list[tuple[int, ...]]:
+    guide = subject.guide
+    assert guide is not None
     experts = len(guide.experts)
     if mode == "predicted":
-        routings = _predicted(subject, questions, blind)
-    elif mode == "labels":
-        routings = [routing_of(losses) for losses in answer_losses(subject, questions, blind)]
-    elif mode == "random":
-        routings = [draw_routing(question.id, experts, MOST, least=1) for question in questions]
-    elif mode in ("none", "all"):
-        routings = [(int(mode == "all"),) * experts] * len(questions)
-    else:
-        unknown = sorted(set(mode) - set(guide.experts))
-        if unknown:
-            raise ValueError(f"evaluation.routing: {unknown} are no experts of this model ({', '.join(guide.experts)})")
-        routings = [one_where({guide.experts.index(name) for name in mode}, experts)] * len(questions)
-    return [
-        replace(question, routing=routing if question.image is not None else ())
-        for question, routing in zip(questions, routings, strict=True)
-    ]
+        return _predicted(subject, questions, blind)
+    if mode == "labels":
+        return [routing_of(losses) for losses in answer_losses(subject, questions, blind)]
+    if mode == "random":
+        return [draw_routing(question.id, experts, MOST, least=1) for question in questions]
+    if isinstance(mode, str):
+        return [(int(mode == "all"),) * experts] * len(questions)
+    unknown = sorted(set(mode) - set(guide.experts))
+    if unknown:
+        raise ValueError(f"evaluation.routing: {unknown} are no experts of this model ({', '.join(guide.experts)})")
+    return [one_where({guide.experts.index(name) for name in mode}, experts)] * len(questions)
 
 
 def answer_losses(subject: Subject, questions: Sequence[Question], blind: bool = False) -> list[tuple[float, ...]]:

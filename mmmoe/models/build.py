@@ -96,6 +96,11 @@ def _uni_moe(spec: UniMoESpec, seed: int, meta: bool) -> UniMoE:
 def _mova(spec: MoVASpec, seed: int, meta: bool) -> MoVA:
     with _seeded(seed, "tower"):
         tower = build_tower(spec.tower, meta=meta)
+    taken = sorted(name for name in spec.experts if hasattr(nn.ModuleDict(), name))
+    if taken:
+        raise ValueError(
+            f"experts cannot be called {', '.join(taken)}, as parts of every module are; choose other names"
+        )
     experts = dict[str, Any]()
     for name, expert in spec.experts.items():
         with _seeded(seed, f"experts.{name}"), _placed(f"experts.{name}"):

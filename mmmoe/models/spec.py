@@ -11,6 +11,8 @@ from mmmoe.config.spec import Spec
 from mmmoe.models.connectors.mov_adapter_spec import MoVAdapterSpec
 from mmmoe.models.towers.spec import AudioTowerSpec, BertTextSpec, ImageTowerSpec, TowerSpec, WhisperTowerSpec
 
+RESERVED = frozenset({"base", "lora", "router", "experts"})
+"""Parts of parameters' names that mean something else."""
 ROUTING_INSTRUCTION = (
     "Some vision models can look at this picture again before the question is answered. Which of them help most? "
     "Name at most three by their letters, separated by commas, or answer 'none'."
@@ -208,7 +210,7 @@ class MoVASpec(FamilySpec):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> MoVASpec:
-        taken = sorted(name for name in self.experts if name == "base" or hasattr(dict, name))
+        taken = sorted(name for name in self.experts if name in RESERVED or hasattr(dict, name))
         if taken:
             raise ValueError(f"experts cannot be called {', '.join(taken)}; choose other names")
         return self

@@ -53,7 +53,7 @@ def draw(
         Quarantine(here, stage.mixture.bad_samples, dist.rank()),
         max_positions=model.max_positions,
         positions={view: model.positions(view) for view in model.sizes},
-        guide=training_guide(run, stage, sources, transforms, parts),
+        guide=training_guide(run, stage, model, sources, transforms, parts),
     )
     return StepLoader(
         dataset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmmoe import dist, paths
@@ -18,7 +19,7 @@ from mmmoe.data.transform import Transform
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spec import ModelSpec, MoVASpec
 from mmmoe.models.spliced import SplicedModel
-from mmmoe.models.weights import base_fingerprint
+from mmmoe.models.towers.tower import TRAINED, Tower
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.routing_losses import Judged, fill
@@ -49,6 +50,7 @@ def guide_of(
 def training_guide(
     run: RunSpec,
     stage: StageSpec,
+    model: SplicedModel,
     sources: Sequence[Source],
     transforms: Mapping[str, Transform],
     parts: Mapping[str, Heritage],
@@ -65,7 +67,7 @@ def training_guide(
     choice: Choice | None = None
     if routing.kind == "built":
         assert routing.judge is not None, "the spec asks for one"
-        columns = built_columns(parts[routing.judge], sources, transforms, Path(run.cache))
+        columns = built_columns(parts[routing.judge], weights_of(model), sources, transforms, Path(run.cache))
         choice = _from_losses(columns, routing.most)
     elif routing.kind == "random":
         choice = drawn(experts, stage.mixture.seed, routing.most)
@@ -75,13 +77,23 @@ def training_guide(
     return guide_of(run.model, choice, [named.get(source.name) for source in sources])
 
 
+def weights_of(model: SplicedModel) -> list[str]:
+    """Returns what names the weights of a model's encoders, those of stages that trained them left out."""
+    return [module.key.partition(TRAINED)[0] for module in model.modules() if isinstance(module, Tower)]
+
+
 def built_columns(
-    judge: Heritage, sources: Sequence[Source], transforms: Mapping[str, Transform], cache: Path
+    judge: Heritage,
+    weights: Sequence[str],
+    sources: Sequence[Source],
+    transforms: Mapping[str, Transform],
+    cache: Path,
 ) -> list[list[LossColumn]]:
     """Returns for each source the losses of its samples without experts, then with each alone; fills in the missing.
 
     Args:
         judge: a finished stage of a MoVA.
+        weights: name those of the encoders that it started from.
         sources: with the features of the views that are cached.
         transforms: of the views.
         cache: where losses are kept.
@@ -89,7 +101,7 @@ def built_columns(
     spec = judge.model
     assert isinstance(spec, MoVASpec)
     routings = [one_where(chosen, len(spec.experts)) for chosen in (set(), *({e} for e in range(len(spec.experts))))]
-    key = judge_key(judge, transforms)
+    key = judge_key(judge, weights, transforms)
     columns = [
         [LossColumn(cache / LOSSES, f"{key} {routing}", source.shards) for routing in routings] for source in sources
     ]
@@ -106,14 +118,16 @@ def built_columns(
     return columns
 
 
-def judge_key(judge: Heritage, transforms: Mapping[str, Transform]) -> str:
+def judge_key(judge: Heritage, weights: Sequence[str], transforms: Mapping[str, Transform]) -> str:
     """Returns what names a judge's losses: all that they depend on besides the samples and the routing."""
-    parts = [base_fingerprint(part) for part in judge.model.parts().values()]
-    return f"{judge.checkpoint.digest} {judge.base} {parts} {sorted(t.key for t in transforms.values())}"
+    return f"{judge.checkpoint.digest} {judge.base} {list(weights)} {sorted(t.key for t in transforms.values())}"
 
 
 def is_missing(columns: Sequence[LossColumn]) -> bool:
-    """Says whether any process finds losses that are missing; collective."""
+    """Says whether losses are missing; collective.
+
+    Another run may fill them in at this moment, so the processes agree before one of them waits for the others.
+    """
     return any(dist.gather_objects(any(column.missing() for column in columns)))
 
 
@@ -126,7 +140,7 @@ def judge_dataset(
 ) -> Dataset:
     """Returns a source as a judge is asked it, with the same experts for every image if it has experts."""
     return Dataset(
-        [source],
+        [_as_seen_by(model, source)],
         Template(judge.template, load_tokenizer(paths.resolve(tokenizer_folder(judge.model)))),
         transforms,
         Quarantine(None, UNREADABLE),
@@ -134,6 +148,14 @@ def judge_dataset(
         positions={kind: model.positions(kind) for kind in model.kinds},
         guide=guide_of(judge.model, lambda record, at, index: routing),
     )
+
+
+def _as_seen_by(model: SplicedModel, source: Source) -> Source:
+    """Returns the source without kept features of a tower that another stage has trained on."""
+    same = {
+        view: store for view, store in source.features.items() if store.key.startswith(f"{model.tower_of(view).key} ")
+    }
+    return replace(source, features=same)
 
 
 def _from_losses(columns: Sequence[Sequence[LossColumn]], most: int) -> Choice:

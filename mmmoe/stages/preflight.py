@@ -17,6 +17,7 @@ from mmmoe.stages.assembly import problems_of_sources
 from mmmoe.stages.coefficients import idle_declarations
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.heritage import Heritage, check_same_model
+from mmmoe.stages.preflight_routing import problems_of_routing
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 
@@ -44,6 +45,7 @@ def problems(spec: RunSpec) -> Iterator[str]:
         yield from (f"{where}.{text}" for text in _length(stage, world))
         yield from (f"{where}.{text}" for text in _data(stage))
         seen.append(stage.name)
+    yield from problems_of_routing(spec)
     yield from _expert_parallel(spec, world)
     yield from _names_in_model(spec)
     for benchmark in spec.evaluation.benchmarks if spec.evaluation else ():
@@ -124,6 +126,9 @@ def _names_in_model(spec: RunSpec) -> Iterator[str]:
             yield f"stages.{stage.name}.{error}"
             continue
         yield from (f"stages.{stage.name}.{text}" for text in idle_declarations(model, stage))
+        experts = [name for name, _ in trainable if name.startswith("vision_experts.")]
+        if experts:
+            yield f"stages.{stage.name}.trains: vision experts stay frozen; leave patterns that match {experts[0]} out"
         if stage.encode_once and all(model.tower_of(view).is_trained for view in model.views):
             yield (
                 f"stages.{stage.name}.encode_once: every tower trains, so features change with every step; write "

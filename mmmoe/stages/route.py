@@ -28,6 +28,7 @@ from mmmoe.data.shards import ShardSet
 from mmmoe.log import console, logger
 from mmmoe.models.build import build_model
 from mmmoe.models.spec import MoVASpec
+from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
@@ -132,7 +133,7 @@ def _columns(judges: Judges, shards: ShardSet) -> tuple[tuple[str, ...], list[Lo
         raise ValueError(f"{judges.base} {which}; {USAGE}")
     if isinstance(base.model, MoVASpec):
         transforms = transforms_of(build_model(base.model, base.seed, meta=True))
-        return tuple(base.model.experts), built_columns(base, [source], transforms, cache)[0]
+        return tuple(base.model.experts), built_columns(base, _weights_of(base), [source], transforms, cache)[0]
     del base  # one model in memory at a time
     named = {"the base": judges.base, **{f"expert {name}": path for name, path in judges.experts.items()}}
     columns = [_column(name, path, source, cache) for name, path in named.items()]
@@ -145,7 +146,7 @@ def _column(name: str, path: Path, source: Source, cache: Path) -> LossColumn:
     if isinstance(judge.model, MoVASpec):
         raise ValueError(f"{path} ({name}) is a MoVA, whose answers depend on its own experts; give it alone; {USAGE}")
     transforms = transforms_of(build_model(judge.model, judge.seed, meta=True))
-    column = LossColumn(cache / LOSSES, judge_key(judge, transforms), source.shards)
+    column = LossColumn(cache / LOSSES, judge_key(judge, _weights_of(judge), transforms), source.shards)
     if is_missing([column]):
         del judge
         model, judge = rebuild(path)
@@ -155,6 +156,11 @@ def _column(name: str, path: Path, source: Source, cache: Path) -> LossColumn:
         if dist.device().type == "cuda":
             torch.cuda.empty_cache()
     return column
+
+
+def _weights_of(judge: Heritage) -> list[str]:
+    """Names the weights of a judge's parts by their files, so that none is read where no loss is missing."""
+    return [base_fingerprint(part) for part in judge.model.parts().values()]
 
 
 def _cache_of(final: Path) -> Path:

@@ -10,6 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmoe import dist
+from mmmoe.config.ids import IMAGE_ID
 from mmmoe.data.collate import collate
 from mmmoe.data.dataset import Dataset
 from mmmoe.data.routing_labels import LabelPart, LossColumn
@@ -42,7 +43,10 @@ def fill(model: SplicedModel, judged: Sequence[Judged], title: str) -> None:
     """
     device = dist.device()
     tasks = [
-        (one, part) for one in judged for part in one.column.missing() if part.number % dist.world_size() == dist.rank()
+        (one, part)
+        for place, one in enumerate(judged)
+        for part in one.column.missing()
+        if (place + part.number) % dist.world_size() == dist.rank()
     ]
     dist.barrier()
     was_training = model.training
@@ -74,10 +78,11 @@ def _losses(
 
 
 def _batches(dataset: Dataset, first: int, count: int) -> Iterator[tuple[list[int], list[Sample]]]:
-    """Yields readable samples with their places, of those that lie near one another such of like length together."""
+    """Yields places and samples, those that have an image and can be read; near ones of like length together."""
     for start in range(0, count, NEAR):
         places = range(start, min(start + NEAR, count))
-        found = [(place, sample) for place in places if (sample := dataset.get(0, first + place)) is not None]
+        read = ((place, dataset.get(0, first + place)) for place in places)
+        found = [(place, sample) for place, sample in read if sample is not None and IMAGE_ID in sample.input_ids]
         found.sort(key=lambda pair: len(pair[1].input_ids))
         for at in range(0, len(found), BATCH):
             some = found[at : at + BATCH]

@@ -28,7 +28,7 @@ class BertText(Tower):
 
     def __init__(self, spec: BertTextSpec, *, meta: bool = False) -> None:
         super().__init__()
-        config = declared_config(spec.path, spec.config, "text")
+        config = declared_config(spec.path, spec.config, "text", ("bert",))
         if spec.max_tokens > config.max_position_embeddings:
             raise ValueError(
                 f"text.max_tokens is {spec.max_tokens}, but this BERT has {config.max_position_embeddings} positions"

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -81,10 +82,16 @@ def route(shards: str, out: Path, words: Sequence[str]) -> None:
     dist.start()
     try:
         experts, columns = _columns(judges, opened)
-        out.mkdir(parents=True, exist_ok=True)
+        meant = _meaning(judges, experts, opened)
+        _refuse_other_labels(out, meant)
+        dist.barrier()
+        if dist.rank() == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_json(out / ORDER_FILE, meant)  # before the first shard, so that a stopped labelling is known again
+        dist.barrier()
         counts, kept = _write(opened, columns, experts, out)
         if dist.rank() == 0:
-            _record(out / ORDER_FILE, judges, experts, counts)
+            _write_json(out / ORDER_FILE, meant | {"counts": _by_name(counts, experts)})
             console.print(labels_table(f"routing labels in {out}", experts, counts))
             if kept:
                 console.print(f"{kept} of {len(opened.shards)} shards stood there already")
@@ -197,18 +204,37 @@ def _gathered(counts: Counts, silent: Counter[int], kept: int) -> list[tuple[Cou
     return [one for one in found if isinstance(one, tuple)]
 
 
-def _record(path: Path, judges: Judges, experts: Sequence[str], counts: Counts) -> None:
-    """Writes beside the shards what their labels mean."""
-    named = {domain: {_name(key, experts): n for key, n in found.items()} for domain, found in counts.items()}
-    said = {
+def _meaning(judges: Judges, experts: Sequence[str], shards: ShardSet) -> dict[str, Any]:
+    """Returns what stands beside the shards: what their labels mean, and whose they are."""
+    return {
         "experts": list(experts),
         "most": MOST,
         "base": str(judges.base),
         "judges": {name: str(path) for name, path in judges.experts.items()},
-        "counts": named,
+        "labelled": shards.digest,
     }
-    write_atomically(path, (json.dumps(said, indent=1) + "\n").encode())
 
 
-def _name(key: str | int, experts: Sequence[str]) -> str:
-    return experts[key] if isinstance(key, int) else key
+def _refuse_other_labels(out: Path, meant: Mapping[str, Any]) -> None:
+    """Refuses a folder whose shards are other ones: they would be overwritten.
+
+    Raises:
+        ValueError: It is such a folder.
+    """
+    file = out / ORDER_FILE
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    differ = [key for key in meant if before.get(key) != meant[key]]
+    if differ and any(out.glob("*.tar")):
+        said = f"its {ORDER_FILE} differs in {', '.join(differ)}" if before else f"it has no {ORDER_FILE}"
+        raise ValueError(f"{out} holds other shards, or ones labelled otherwise ({said}); choose an empty folder")
+
+
+def _by_name(counts: Counts, experts: Sequence[str]) -> dict[str, dict[str, int]]:
+    def name(key: str | int) -> str:
+        return experts[key] if isinstance(key, int) else key
+
+    return {domain: {name(key): count for key, count in found.items()} for domain, found in counts.items()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

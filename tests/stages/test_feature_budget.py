@@ -178,6 +178,7 @@ def start(shards, cache, limit_gb=0.0, seconds=0.0, rank=0, world=1, port=0):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_that_is_taken_for_features(cache, shards):
     writer = start(shards, cache, seconds=60)
     assert [writer.stdout.readline() for _ in range(2)] == ["batch\n"] * 2  # in the middle of the first part
@@ -203,6 +204,7 @@ def assert_right(sources):
         assert torch.equal(store.get(shard, local), encode(TRANSFORM(image)[None])[0].half())
 
 
+@pytest.mark.slow
 def test_two_processes_make_room_once_and_encode_everything(cache, shards, tmp_path):
     kept_features(cache, tmp_path, ("old",), (1000,))
     port = dist.free_port()
@@ -219,6 +221,7 @@ def test_two_processes_make_room_once_and_encode_everything(cache, shards, tmp_p
     assert in_use(cache / "features") == {}
 
 
+@pytest.mark.slow
 def test_two_processes_are_refused_alike(cache, shards):
     port = dist.free_port()
     both = [start(shards, cache, need_gb(10) / 2, rank=rank, world=2, port=port) for rank in range(2)]

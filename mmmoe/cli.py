@@ -29,7 +29,7 @@ class Voice(StrEnum):
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview.")
+data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview, route.")
 config_app = typer.Typer(no_args_is_help=True, help="Configurations: check, show, schema.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
@@ -150,6 +150,16 @@ def doctor() -> None:
     raise typer.Exit(0 if print_doctor() else USER_MISTAKE)
 
 
+@app.command()
+def cache(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[FOLDER] [prune GB]", help="data/local/cache")] = None,
+) -> None:
+    """List what a cache holds by size and last use; `prune 20` deletes the oldest of it until 20 GB are left."""
+    from mmmoe.stages.cache_content import list_or_prune
+
+    list_or_prune(words or [])
+
+
 @data_app.command()
 def pack(
     json: Annotated[Path, typer.Argument(help="LLaVA JSON: a list of samples")],
@@ -197,6 +207,25 @@ def preview(
     from mmmoe.data.preview import preview as preview_shards
 
     console.print(preview_shards(shards, samples))
+
+
+@data_app.command()
+def route(
+    shards: Annotated[str, typer.Argument(help="folder or glob of shards")],
+    out: Annotated[Path, typer.Argument(help="folder for the labelled shards")],
+    judges: Annotated[
+        list[str], typer.Argument(metavar="BASE EXPERT=FINAL ... | FINAL", help="folders of finished stages")
+    ],
+) -> None:
+    """Write shards with MoVA's routing labels: the experts whose model answers a sample better than the base.
+
+    BASE and each FINAL are finished stages (<run>/stages/<stage>/final) of models that take images: one with the base
+    tower, one an expert with its tower. Or one finished stage of a MoVA: each of its experts alone against none.
+    Losses are kept in the run's cache; what was stopped goes on. Works under torchrun.
+    """
+    from mmmoe.stages.route import route as route_shards
+
+    route_shards(shards, out, judges)
 
 
 @config_app.command(name="check")

@@ -29,7 +29,7 @@ class Voice(StrEnum):
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview.")
+data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview, route.")
 config_app = typer.Typer(no_args_is_help=True, help="Configurations: check, show, schema.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
@@ -85,11 +85,14 @@ def evaluate(folder: Folder, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(folder: Folder) -> None:
+def report(
+    folder: Folder,
+    benches: Annotated[list[Path] | None, typer.Argument(help="files of `mmmoe bench vision_experts --json`")] = None,
+) -> None:
     """Write the offline HTML report and the plots of a run."""
     from mmmoe.report.page import write_report
 
-    console.print(f"report: {write_report(folder)}", soft_wrap=True)
+    console.print(f"report: {write_report(folder, benches or [])}", soft_wrap=True)
 
 
 @app.command()
@@ -102,23 +105,30 @@ def experiment(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="step, lora, mov_adapter, an op (`kernels`: all of them)")] = "step",
+    name: Annotated[
+        str, typer.Argument(help="step, lora, mov_adapter, vision_experts, an op (`kernels`: all ops)")
+    ] = "step",
     settings: Annotated[
-        list[str] | None, typer.Argument(help="sizes of what is timed; for step config=FILE and overrides")
+        list[str] | None,
+        typer.Argument(help="sizes of what is timed; for step and vision_experts config=FILE and overrides"),
     ] = None,
     json: Annotated[
         Path | None, typer.Option(help="write the results to this file or folder, and a plot beside them")
     ] = None,
     check: Annotated[bool, typer.Option(help="a line for every bound; exit status 1 if one is missed")] = False,
 ) -> None:
-    """Time a step with experts, layers of experts (and a step), the MoV-Adapter or the ops, against their peers."""
+    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts or the ops, against their peers."""
     from mmmoe.kernels.bench import measure, parse_sizes, publish
 
-    given = settings or []
+    given, draw = settings or [], None
     if name == "mov_adapter":
         from mmmoe.stages.bench_mov_adapter import bench_mov_adapter
 
         results = bench_mov_adapter(parse_sizes(given))
+    elif name == "vision_experts":
+        from mmmoe.stages.bench_vision_experts import bench_vision_experts, picture
+
+        results, draw = bench_vision_experts(given), picture
     elif name not in ("step", "lora"):
         results = measure(name, parse_sizes(given))
     else:
@@ -129,7 +139,7 @@ def bench(
         config = Path(files[-1] if files else "configs/llava_mole_tiny.yaml")
         spec = load(config, RunSpec, rest if name == "step" else [])  # a mistake in it is told before minutes pass
         results = [*(measure(name, parse_sizes(rest)) if name == "lora" else []), *bench_step(spec)]
-    raise typer.Exit(0 if publish(name, results, json, check=check) else 1)
+    raise typer.Exit(0 if publish(name, results, json, check=check, draw=draw) else 1)
 
 
 @app.command()
@@ -138,6 +148,16 @@ def doctor() -> None:
     from mmmoe.stages.doctor import print_doctor
 
     raise typer.Exit(0 if print_doctor() else USER_MISTAKE)
+
+
+@app.command()
+def cache(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[FOLDER] [prune GB]", help="data/local/cache")] = None,
+) -> None:
+    """List what a cache holds by size and last use; `prune 20` deletes the oldest of it until 20 GB are left."""
+    from mmmoe.stages.cache_content import list_or_prune
+
+    list_or_prune(words or [])
 
 
 @data_app.command()
@@ -187,6 +207,25 @@ def preview(
     from mmmoe.data.preview import preview as preview_shards
 
     console.print(preview_shards(shards, samples))
+
+
+@data_app.command()
+def route(
+    shards: Annotated[str, typer.Argument(help="folder or glob of shards")],
+    out: Annotated[Path, typer.Argument(help="folder for the labelled shards")],
+    judges: Annotated[
+        list[str], typer.Argument(metavar="BASE EXPERT=FINAL ... | FINAL", help="folders of finished stages")
+    ],
+) -> None:
+    """Write shards with MoVA's routing labels: the experts whose model answers a sample better than the base.
+
+    BASE and each FINAL are finished stages (<run>/stages/<stage>/final) of models that take images: one with the base
+    tower, one an expert with its tower. Or one finished stage of a MoVA: each of its experts alone against none.
+    Losses are kept in the run's cache; what was stopped goes on. Works under torchrun.
+    """
+    from mmmoe.stages.route import route as route_shards
+
+    route_shards(shards, out, judges)
 
 
 @config_app.command(name="check")

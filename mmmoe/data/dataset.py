@@ -105,6 +105,12 @@ class Dataset:
         self._positions = dict(positions or {})
         self._guide = guide
 
+    def close(self) -> None:
+        """Lets go of the features."""
+        for source in self.sources:
+            for store in source.features.values():
+                store.close()
+
     @property
     def sizes(self) -> list[int]:
         """Samples of each source."""

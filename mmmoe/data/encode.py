@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mmmoe.data.features import Encoded, FeatureStore
+from mmmoe.data.feature_part import Encoded
+from mmmoe.data.features import FeatureStore
 from mmmoe.data.media import Item
 from mmmoe.data.transform import Transform, placeholders, stack_items
 

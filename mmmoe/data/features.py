@@ -2,34 +2,30 @@
 
 Features are stored per kind and shard in parts of a fixed number of items. A part is complete as soon as its file has
 its name, so processes divide parts without talking, a stopped encoding goes on at the next missing part, and at any
-world size. An item of speech or audio keeps the features of all its chunks; beside such a part stand their numbers.
+world size. An item of speech or audio keeps the features of all its chunks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mmmoe.data.index import write_atomically
+from mmmoe.data.feature_folders import About, describe
+from mmmoe.data.feature_lease import Lease
+from mmmoe.data.feature_part import Encoded, OpenPart, open_part, write_part
 from mmmoe.data.media import KINDS, Item
-from mmmoe.data.rowfile import RowFile
 from mmmoe.data.shards import ShardSet
 
 PARTS = {"image": 256, "video": 32, "speech": 32, "audio": 32}
 """Items of one part: 300 MB for 576 tokens of 1024 channels, so that a stopped encoding loses little."""
 VERSION = 1
-HALF_MAX = 65504.0
-"""Largest float16; some CLIP channels have outliers, and an infinity would poison a whole run."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +37,6 @@ class Part:
     shard: int
     start: int
     stop: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Features of a few successive items."""
-
-    features: Tensor
-    """(N, ...): a row an image, a video or a chunk."""
-    counts: tuple[int, ...]
-    """Rows of each item; all 1 but for speech and audio."""
-    failures: dict[int, str]
-    """By place of the item, why it could not be decoded; its features are never handed out."""
-
-
-@dataclass(frozen=True)
-class _Opened:
-    features: np.ndarray
-    first: tuple[int, ...]
-    """Row that each item begins at, and where the last one ends."""
-    failures: dict[str, str]
 
 
 class FeatureStore:
@@ -79,12 +55,15 @@ class FeatureStore:
         self.shards = shards
         self.kind = kind
         self.key = key
+        self.lease: Lease | None = None
+        """Keeps the folders from being deleted while they are used."""
         named = key if kind == "image" else f"{kind} {key}"  # images came first, and what was kept stays good
-        self._folders = [
+        self.folders = [
             Path(folder) / hashlib.sha256(f"{VERSION} {named} {shard.header.sha256}".encode()).hexdigest()[:32]
             for shard in shards.shards
         ]
-        self._open: dict[Path, _Opened] = {}
+        """Of each shard."""
+        self._open: dict[Path, OpenPart] = {}
         self._lock = Lock()
 
     def parts(self) -> list[Part]:
@@ -99,7 +78,22 @@ class FeatureStore:
 
     def missing(self) -> list[Part]:
         """Returns the parts that are not on disk."""
-        return [part for part in self.parts() if not self._path(part.shard, part.start).is_file()]
+        return [part for part in self.parts() if not self.path(part).is_file()]
+
+    def path(self, part: Part) -> Path:
+        """Returns where a part lies, or will."""
+        return self._path(part.shard, part.start)
+
+    def describe(self, shard: int, row: tuple[int, ...]) -> None:
+        """Has the folder of a shard say what it holds.
+
+        Args:
+            shard: Number of the shard in the set.
+            row: Shape of the features of an image, a video or a chunk.
+        """
+        one = self.shards.shards[shard]
+        about = About(self.key, self.kind, one.path.name, one.header.sha256, self._count(shard), row)
+        describe(self.folders[shard], about)
 
     def get(self, shard_index: int, item_index: int) -> Tensor:
         """Returns one item's features, float16: image (P, C), video (F, P, C), speech and audio (chunks, P, C).
@@ -109,15 +103,13 @@ class FeatureStore:
             item_index: Number of the item in the shard (`Entry.first[kind]` and following).
 
         Raises:
-            ValueError: The item could not be decoded when it was encoded, or its features are missing or damaged.
+            ValueError: The item could not be decoded when it was encoded.
+            OSError: Its features are missing or damaged; damaged ones are made anew by the next encoding.
         """
         place = item_index % PARTS[self.kind]
         path = self._path(shard_index, item_index - place)
         opened = self._open.get(path) or self._load(path, shard_index, item_index - place)
-        reason = opened.failures.get(str(place))
-        if reason is not None:
-            raise ValueError(reason)
-        rows = torch.from_numpy(np.array(opened.features[opened.first[place] : opened.first[place + 1]]))
+        rows = torch.from_numpy(opened.rows(place))
         return rows if KINDS[self.kind].is_chunked else rows[0]
 
     def items(self, part: Part) -> Iterator[Item]:
@@ -138,50 +130,26 @@ class FeatureStore:
 
     def write(self, part: Part, batches: Iterator[Encoded]) -> None:
         """Writes a part as its batches arrive; the part appears when it is whole."""
-        path = self._path(part.shard, part.start)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        failures: dict[str, str] = {}
-        counts: list[int] = []
-        with RowFile(path) as file:
-            for batch in batches:
-                file.append(batch.features.float().clamp(-HALF_MAX, HALF_MAX).half().cpu().numpy())
-                failures.update({str(len(counts) + place): reason for place, reason in batch.failures.items()})
-                counts += batch.counts
-            assert len(counts) == part.stop - part.start, f"part {part} got {len(counts)} items"
-            if failures:
-                write_atomically(path.with_suffix(".bad.json"), json.dumps(failures).encode())
-            if KINDS[self.kind].is_chunked:
-                write_atomically(path.with_suffix(".chunks.json"), json.dumps(counts).encode())
+        first = next(batches)
+        self.describe(part.shard, tuple(first.features.shape[1:]))
+        write_part(self.path(part), chain([first], batches), part.stop - part.start)
+
+    def close(self) -> None:
+        """Lets go of the parts that were read, and of the lease."""
+        with self._lock:
+            self._open.clear()
+        if self.lease is not None:
+            self.lease.release()
 
     def _count(self, shard: int) -> int:
         return self.shards.shards[shard].header.items.get(self.kind, 0)
 
     def _path(self, shard: int, start: int) -> Path:
-        return self._folders[shard] / f"{start:08d}.npy"
+        return self.folders[shard] / f"{start:08d}.npy"
 
-    def _load(self, path: Path, shard: int, start: int) -> _Opened:
+    def _load(self, path: Path, shard: int, start: int) -> OpenPart:
         with self._lock:
             if path not in self._open:
                 expected = min(PARTS[self.kind], self._count(shard) - start)
-                try:
-                    features = np.load(path, mmap_mode="r", allow_pickle=False)
-                except FileNotFoundError as error:
-                    raise FileNotFoundError(f"features {path} were never written; encode the media first") from error
-                except (OSError, ValueError, EOFError) as error:
-                    raise OSError(f"features {path} are damaged ({error}); delete the file, it is made anew") from error
-                counts = [1] * expected
-                if KINDS[self.kind].is_chunked:
-                    counts = _read_json(path.with_suffix(".chunks.json"), counts)
-                if features.ndim < 3 or len(features) != sum(counts) or len(counts) != expected:
-                    raise OSError(
-                        f"features {path} have shape {features.shape}, expected {expected} {KINDS[self.kind].plural}; "
-                        "delete the file, it is made anew"
-                    )
-                failures = _read_json(path.with_suffix(".bad.json"), {})
-                self._open[path] = _Opened(features, tuple(accumulate(counts, initial=0)), failures)
+                self._open[path] = open_part(path, expected, is_chunked=KINDS[self.kind].is_chunked)
             return self._open[path]
-
-
-def _read_json(path: Path, otherwise: Any) -> Any:
-    """Returns what a file beside a part holds, or something else where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else otherwise

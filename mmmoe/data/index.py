@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tarfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -177,7 +178,8 @@ def file_sha256(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that it is either whole or absent, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: threads share it, and so may processes of two machines.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()

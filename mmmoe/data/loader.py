@@ -101,10 +101,11 @@ class StepLoader:
         return batches
 
     def close(self) -> None:
-        """Stops the background threads."""
+        """Stops the background threads and lets go of the features."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()
+        self._dataset.close()
 
     def _schedule(self, step: int) -> None:
         assert self._pool is not None

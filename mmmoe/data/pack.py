@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any, Literal
 
 import webdataset
 
-from mmmoe.data.index import Header, build_index, index_path, read_header, write_atomically
+from mmmoe.data.index import Header
 from mmmoe.data.rows import Row, raise_all, read_rows, unreadable
-from mmmoe.data.shards import Shard
+from mmmoe.data.shard_file import finished, refuse_strangers, write_shard
 from mmmoe.log import logger
 
 
@@ -69,7 +68,7 @@ def pack(
         (out_folder / f"shard-{n:06d}.tar", rows[start : start + samples_per_shard])
         for n, start in enumerate(range(0, len(rows), samples_per_shard))
     ]
-    _refuse_strangers(out_folder, [tar for tar, _ in plan])
+    refuse_strangers(out_folder, [tar for tar, _ in plan])
     with ThreadPoolExecutor(workers) as pool:
         done = list(pool.map(lambda task: _pack_shard(*task), plan))
     raise_all(json_path, [error for errors, _, _ in done for error in errors])
@@ -85,29 +84,16 @@ def pack(
     return report
 
 
-def _refuse_strangers(folder: Path, planned: list[Path]) -> None:
-    strangers = sorted(set(folder.glob("*.tar")) - set(planned))
-    if strangers:
-        raise ValueError(
-            f"{folder} holds {len(strangers)} shards of another packing ({strangers[0].name}, ...), which would be "
-            "read as well; choose an empty folder or delete them"
-        )
-
-
 def _pack_shard(tar: Path, rows: list[Row]) -> tuple[list[str], Header | None, bool]:
     """Returns (unusable rows, header of the shard, whether an earlier packing had finished it)."""
     origin = _fingerprint(rows)
-    header = _finished(tar, origin)
+    header = finished(tar, origin)
     if header is not None:
         return [], header, True
     errors = [f"row {row.number}: {reason}" for row in rows for reason in unreadable(row)]
     if errors:
         return errors, None, False
-    index_path(tar).unlink(missing_ok=True)  # while it stands it vouches for the old tar
-    _write(tar, lambda stream: _write_rows(stream, rows))
-    index = build_index(tar, origin)
-    write_atomically(index_path(tar), index)
-    return [], read_header(tar, index), False
+    return [], write_shard(tar, origin, lambda stream: _write_rows(stream, rows)), False
 
 
 def _fingerprint(rows: list[Row]) -> str:
@@ -120,29 +106,6 @@ def _fingerprint(rows: list[Row]) -> str:
             what = path.name if member.count(".") == 1 else f"{member} {path.name}"
             digest.update(f"{what} {path.stat().st_size}\0".encode())
     return digest.hexdigest()
-
-
-def _finished(tar: Path, origin: str) -> Header | None:
-    if not tar.is_file() or not index_path(tar).is_file():
-        return None
-    try:
-        header = Shard(tar).header
-    except ValueError as error:
-        logger().warning("packing again: %s", error)
-        return None
-    return header if header.origin == origin else None
-
-
-def _write(tar: Path, fill: Callable[[Any], None]) -> None:
-    temporary = tar.with_name(f".{tar.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            fill(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(tar)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_rows(stream: Any, rows: list[Row]) -> None:

@@ -1,4 +1,7 @@
-"""An array of rows written as they come: a .npy file whose header follows when their number is known."""
+"""An array of rows written as they come: a .npy file whose header follows when their number is known.
+
+Behind the rows there is room for a note, which numpy does not look at: what belongs to them comes and goes with them.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ class RowFile:
         self._count = 0
         self._shape: tuple[int, ...] = ()
         self._dtype: Any = None
+        self._note = b""
 
     def __enter__(self) -> RowFile:
         self._stream = self._temporary.open("wb")
@@ -37,12 +41,17 @@ class RowFile:
         self._stream.write(np.ascontiguousarray(rows).data)
         self._count += len(rows)
 
+    def note(self, content: bytes) -> None:
+        """Sets what stands behind the rows."""
+        self._note = content
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             with self._stream as stream:
                 if kind is None:
+                    stream.write(self._note)
                     stream.seek(0)
                     stream.write(self._header())
             if kind is None:
@@ -59,3 +68,15 @@ class RowFile:
         header = buffer.getvalue()
         assert len(header) == HEADER, f"numpy's header has {len(header)} bytes"
         return header
+
+
+def read_rows(path: Path) -> tuple[np.memmap[Any, Any], bytes]:
+    """Returns a file's rows, mapped, and the note behind them, empty where there is none.
+
+    Raises:
+        ValueError: The file is cut off or no array.
+    """
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    with path.open("rb") as stream:
+        stream.seek(rows.offset + rows.nbytes)
+        return rows, stream.read()

@@ -78,6 +78,17 @@ def _predicted(subject: Subject, questions: Sequence[Question], blind: bool) -> 
 
 
 @dataclass(frozen=True)
+class RoutingShare:
+    """How often each expert is named in the questions of a domain, by the model and by the labels."""
+
+    domain: str
+    n: int
+    predicted: list[float]
+    """Share of the questions, by expert."""
+    labels: list[float]
+
+
+@dataclass(frozen=True)
 class RoutingScore:
     """How well a model's own routing of a benchmark agrees with the labels by loss."""
 
@@ -89,6 +100,8 @@ class RoutingScore:
     """Share of experts, over all questions, that are in both sets or in neither."""
     best: float | None
     """Of the questions that some expert helps, the share in which the most helpful one was chosen; null without any."""
+    shares: tuple[RoutingShare, ...] = ()
+    """One a domain of the questions."""
 
 
 def routing_score(
@@ -112,6 +125,19 @@ def routing_score(
     )
 
 
+def routing_shares(
+    domains: Sequence[str], predicted: Sequence[Sequence[int]], losses: Sequence[tuple[float, ...]]
+) -> tuple[RoutingShare, ...]:
+    """Returns how often experts are named, for each domain in order of first appearance."""
+    shares = []
+    for domain in dict.fromkeys(domains):
+        places = [place for place, one in enumerate(domains) if one == domain]
+        named = ([predicted[place] for place in places], [routing_of(losses[place]) for place in places])
+        columns = [[sum(bits) / len(places) for bits in zip(*rows, strict=True)] for rows in named]
+        shares.append(RoutingShare(domain, len(places), *columns))
+    return tuple(shares)
+
+
 def judge_routing(subject: Subject, spec: EvaluationSpec, out_folder: Path) -> list[RoutingScore]:
     """Holds the model's own routing against the labels by loss, and writes `routing.json`; collective."""
     assert subject.guide is not None
@@ -123,7 +149,8 @@ def judge_routing(subject: Subject, spec: EvaluationSpec, out_folder: Path) -> l
         everything = joined(found)
         if everything:
             predicted, losses = zip(*everything, strict=True)
-            scores.append(routing_score(benchmark.name, predicted, losses))
+            shares = routing_shares([question.domain for question in asked], predicted, losses)
+            scores.append(replace(routing_score(benchmark.name, predicted, losses), shares=shares))
     if dist.rank() == 0:
         write_text(out_folder / ROUTING_FILE, json.dumps([asdict(score) for score in scores], indent=1) + "\n")
     dist.barrier()

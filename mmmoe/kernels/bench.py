@@ -12,13 +12,14 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from mmmoe.kernels.backend import active
@@ -30,6 +31,8 @@ from mmmoe.paths import project_root
 ALL = "kernels"
 ALONE = {"lora"}
 """Benchmarks that are no part of ALL: minutes long, of whole layers rather than one op, asked for by name."""
+Draw = Callable[[Mapping[str, Any]], Figure]
+"""Makes a picture from the content of a file of results."""
 
 
 def names() -> list[str]:
@@ -59,8 +62,16 @@ def measure(name: str, sizes: dict[str, int]) -> list[Result]:
     return results
 
 
-def publish(name: str, results: Sequence[Result], out: Path | None, *, check: bool) -> bool:
-    """Prints the table, writes JSON and PNG if a file is given; says whether all bounds hold, if that is asked for."""
+def publish(name: str, results: Sequence[Result], out: Path | None, *, check: bool, draw: Draw | None = None) -> bool:
+    """Prints the table, writes JSON and PNG if a file is given; says whether all bounds hold, if that is asked for.
+
+    Args:
+        name: of the benchmark.
+        results: its results.
+        out: a file or folder.
+        check: whether a missed bound counts.
+        draw: makes the picture from what is written to the file; without it, curves or bars.
+    """
     device = here()
     title = f"{name}, {machine(device)}"
     points = [r for r in results if r.point is not None]
@@ -78,8 +89,9 @@ def publish(name: str, results: Sequence[Result], out: Path | None, *, check: bo
             "date": datetime.now(UTC).date().isoformat(),
             "clock": "device time" if device.type == "cuda" else "CPU time of the process, one thread",
         }
-        out.write_text(json.dumps(about | {"results": [asdict(r) for r in results]}, indent=1) + "\n")
-        picture = curves(title, points) if points else bars(title, results)
+        content = about | {"results": [asdict(r) for r in results]}
+        out.write_text(json.dumps(content, indent=1) + "\n")
+        picture = draw(content) if draw else curves(title, points) if points else bars(title, results)
         picture.savefig(out.with_suffix(".png"), dpi=120)
         console.print(f"written to {out} and {out.with_suffix('.png')}", soft_wrap=True)
     if not check:

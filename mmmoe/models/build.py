@@ -35,6 +35,7 @@ from mmmoe.models.towers.ast import ASTTower
 from mmmoe.models.towers.bert import BertText
 from mmmoe.models.towers.dinov2 import Dinov2Tower
 from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0Tower
+from mmmoe.models.towers.efficientnet_lite0_fine import EfficientNetLite0FineTower
 from mmmoe.models.towers.onnx import OnnxTower
 from mmmoe.models.towers.open_clip import CLIPTower
 from mmmoe.models.towers.pix2struct import Pix2StructTower
@@ -149,6 +150,7 @@ BUILDERS: dict[str, Callable[[Any, int, bool], SplicedModel]] = {
 TOWERS: dict[str, Callable[..., Any]] = {
     "open_clip": CLIPTower,
     "efficientnet_lite0": EfficientNetLite0Tower,
+    "efficientnet_lite0_fine": EfficientNetLite0FineTower,
     "dinov2": Dinov2Tower,
     "sam": SamTower,
     "pix2struct": Pix2StructTower,

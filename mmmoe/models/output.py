@@ -39,6 +39,27 @@ class RoutingStatistics:
 
 
 @dataclass(frozen=True)
+class VisionStatistics:
+    """Which vision experts looked at a forward's images and how they were weighed, detached; no routing passes."""
+
+    experts: tuple[str, ...]
+    """Names, in order (length E)."""
+    images_B: Tensor
+    """Images of each sample, int64."""
+    enriched_B: Tensor
+    """Those that an expert looked at, int64."""
+    routed_BE: Tensor
+    """Those that each expert looked at, int64."""
+    weight_BLE: Tensor
+    """Sum over images of the weights in each of the adapter's L blocks, float32."""
+
+    def cut(self, samples: int) -> VisionStatistics:
+        """Returns the statistics of the first samples."""
+        tensors = (self.images_B, self.enriched_B, self.routed_BE, self.weight_BLE)
+        return VisionStatistics(self.experts, *(tensor[:samples] for tensor in tensors))
+
+
+@dataclass(frozen=True)
 class ModelOutput:
     """Per-sample terms, so that a loss over a global batch is the same however the batch is cut up."""
 
@@ -53,6 +74,7 @@ class ModelOutput:
     weights: dict[str, float] = field(default_factory=dict)
     """Coefficient of each auxiliary term."""
     routing: RoutingStatistics | None = None
+    vision: VisionStatistics | None = None
 
     def loss(self, num_targets: float, num_samples: float) -> Tensor:
         """Returns this part's share of: sum(nll) / num_targets + sum_k w_k * sum(aux_k) / num_samples.
@@ -73,4 +95,5 @@ class ModelOutput:
             {name: term_BG[:samples] for name, term_BG in self.auxiliary_layers.items()},
             self.weights,
             None if self.routing is None else self.routing.cut(samples),
+            None if self.vision is None else self.vision.cut(samples),
         )

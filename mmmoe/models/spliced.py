@@ -16,7 +16,7 @@ from mmmoe.models.adapters import AdapterSpec, adapt
 from mmmoe.models.generation import greedy
 from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing
 from mmmoe.models.moe.place import ALONE, ExpertPlace
-from mmmoe.models.output import ModelOutput
+from mmmoe.models.output import ModelOutput, VisionStatistics
 from mmmoe.models.recompute import recompute_layers
 from mmmoe.models.splice import Items, Splice, splice
 from mmmoe.models.targets import target_nll
@@ -65,6 +65,10 @@ class SplicedModel(nn.Module):
 
     def begin(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> None:
         """Is told each batch before its media are looked at."""
+
+    def looked(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> VisionStatistics | None:
+        """Returns what the vision experts did in the batch that was just spliced; None where there are none."""
+        return None
 
     def tokens(self, kind: str, media: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Items | None:
         """Returns the tokens of a batch's items of a kind; None where it has no such items."""
@@ -137,7 +141,7 @@ class SplicedModel(nn.Module):
         with recording(self.routed, spliced.prompt(), spliced.mask_BT) as rows:
             hidden_BTD = self._decode(spliced)
         nll_B, num_targets_B = target_nll(hidden_BTD, spliced.labels_BT, self.language.get_output_embeddings())
-        output = ModelOutput(nll_B, num_targets_B)
+        output = ModelOutput(nll_B, num_targets_B, vision=self.looked(input_ids_BT, media or {}))
         if self.routed:
             positions = Positions(spliced.mask_BT, spliced.kind_BT, self.modalities)
             output = with_routing(output, self.routed, rows, positions)

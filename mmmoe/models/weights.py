@@ -58,13 +58,13 @@ def weight_files(part: Declared) -> list[Path]:
     return sorted(resolve(folder).glob("*.safetensors")) if folder is not None else []
 
 
-def base_fingerprint(language: PretrainedLanguage | ScratchLanguage) -> str:
-    """Returns a short digest of the language model's base weights, empty where they are fresh.
+def base_fingerprint(part: Declared) -> str:
+    """Returns a short digest of a part's base weights, the language model's as a rule; empty where they are fresh.
 
     Sizes, beginnings and ends of the files: hashing tens of gigabytes at every start would take minutes, and two
     trainings of one architecture differ in these, too.
     """
-    files = weight_files(language)
+    files = weight_files(part)
     if not files:
         return ""
     digest = hashlib.sha256()

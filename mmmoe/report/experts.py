@@ -45,7 +45,7 @@ class ExpertLoad:
 
 def expert_load(stage: StageLog) -> ExpertLoad | None:
     """Returns the load at the end of a stage, or None when it has no routers."""
-    rows = _last_rows(stage)
+    rows = last_rows(stage, "load", "positions")
     found = [counts for row in rows if (counts := counts_of(row)) is not None]
     if not found:
         return None
@@ -103,8 +103,9 @@ def short_routers(routers: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _last_rows(stage: StageLog) -> list[Row]:
-    rows = [row for row in stage.rows if row.get("load") and row.get("positions")]
+def last_rows(stage: StageLog, *keys: str) -> list[Row]:
+    """Returns the lines of a stage's last part that have something at all of these keys."""
+    rows = [row for row in stage.rows if all(row.get(key) for key in keys)]
     if not rows:
         return []
     last = max(row["step"] for row in rows)

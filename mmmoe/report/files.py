@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import yaml
 
 Row = dict[str, Any]
+OTHER_ROUTING = "evaluation_routing_"
+"""Begins the names of folders of evaluations whose vision experts were chosen otherwise than the run declares."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,24 @@ class RunFiles:
     """Answer rows by (variant, benchmark)."""
     spec_text: str = ""
     ledger: tuple[Row, ...] = ()
+    experts: tuple[str, ...] = ()
+    """Vision experts of the model, in the order of an answer's routing."""
+    routing: str = ""
+    """How the run's own evaluation chose them."""
+    agreement: tuple[Row, ...] = ()
+    """How well the model's own routing agrees with the labels, a row a benchmark."""
+    other_routings: dict[str, tuple[Row, ...]] = field(default_factory=dict)
+    """Score rows of further evaluations by the way that experts were chosen."""
+    costs: tuple[Row, ...] = ()
+    """Files of `mmmoe bench vision_experts`, whole."""
 
 
-def read_run(folder: Path) -> RunFiles:
+def read_run(folder: Path, benches: Sequence[Path] = ()) -> RunFiles:
     """Returns what is in a run folder.
+
+    Args:
+        folder: of the run.
+        benches: files of `mmmoe bench vision_experts`, besides those in the folder.
 
     Raises:
         ValueError: there is no such folder, or it holds neither stages nor scores.
@@ -72,8 +89,7 @@ def read_run(folder: Path) -> RunFiles:
     spec_text = (folder / "spec.yaml").read_text(encoding="utf-8") if (folder / "spec.yaml").is_file() else ""
     spec = yaml.safe_load(spec_text) if spec_text else None
     spec = spec if isinstance(spec, dict) else {}
-    scores_file = folder / "evaluation" / "scores.json"
-    scores = json.loads(scores_file.read_text(encoding="utf-8")) if scores_file.is_file() else []
+    scores = _read_list(folder / "evaluation" / "scores.json")
     stages = _read_stages(folder, [str(stage.get("name")) for stage in spec.get("stages") or []])
     if not stages and not scores:
         raise ValueError(f"{folder} has no stages/*/metrics.jsonl and no evaluation/scores.json: nothing to report yet")
@@ -86,7 +102,44 @@ def read_run(folder: Path) -> RunFiles:
         answers=answers,
         spec_text=spec_text,
         ledger=read_lines(folder / "ledger.jsonl"),
+        experts=tuple((spec.get("model") or {}).get("experts") or ()),
+        routing=_in_words((spec.get("evaluation") or {}).get("routing") or "predicted"),
+        agreement=tuple(_read_list(folder / "evaluation" / "routing.json")),
+        other_routings=_read_other_routings(folder),
+        costs=tuple(_read_costs([*sorted(folder.glob("*vision_experts*.json")), *benches])),
     )
+
+
+def _in_words(routing: Any) -> str:
+    return routing if isinstance(routing, str) else ", ".join(routing)
+
+
+def _read_list(path: Path) -> list[Row]:
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return rows
+
+
+def _read_other_routings(folder: Path) -> dict[str, tuple[Row, ...]]:
+    """Returns the scores of evaluations with another routing than the run's; quick looks are left out."""
+    found = {}
+    for path in sorted(folder.glob(f"{OTHER_ROUTING}*/scores.json")):
+        name = path.parent.name.removeprefix(OTHER_ROUTING)
+        if not name.endswith("_partial"):
+            found[name.replace("+", ", ")] = tuple(_read_list(path))
+    return found
+
+
+def _read_costs(paths: Sequence[Path]) -> list[Row]:
+    costs = []
+    for path in paths:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no file of `mmmoe bench vision_experts` ({error}); measure again") from error
+        if not isinstance(found, dict) or found.get("name") != "vision_experts":
+            raise ValueError(f"{path} holds no results of `mmmoe bench vision_experts`; leave it out")
+        costs.append(found)
+    return costs
 
 
 def read_lines(path: Path) -> tuple[Row, ...]:

@@ -37,7 +37,7 @@ def load_map(load: ExpertLoad, tables: Mapping[str, Array], theme: Theme) -> Fig
         mesh = axis.pcolormesh(masked, cmap=colormap, norm=norm, **edges)
         _dress(axis, load, name, share_LE.shape[1], is_first=at % columns == 0)
         if is_written:
-            _write(axis, share_LE, times[name], colormap, norm, theme)
+            write_shares(axis, share_LE, times[name], colormap, norm, theme)
         _frame_alarms(axis, load, name, theme)
     # A bar of the same size in inches whatever the number of panels: up to 3 high, an eighth wide.
     full = figure.get_figheight()
@@ -86,8 +86,10 @@ def _dress(axis: Axes, load: ExpertLoad, title: str, experts: int, *, is_first: 
     axis.spines[:].set_visible(False)
 
 
-def _write(axis: Axes, share_LE: Array, times_LE: Array, colormap: Colormap, norm: Normalize, theme: Theme) -> None:
-    """Writes each share in per cent, in whichever of the theme's two colours stands out more."""
+def write_shares(
+    axis: Axes, share_LE: Array, times_LE: Array, colormap: Colormap, norm: Normalize, theme: Theme
+) -> None:
+    """Writes each share in per cent, in whichever of the theme's two colours stands out more on the cell's own."""
     inks = [theme.ink, theme.background]
     for (layer, expert), share in np.ndenumerate(share_LE):
         if np.isnan(share):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,23 @@ from mmmoe.report.files import Row, RunFiles, read_run
 from mmmoe.report.picture import Plot
 from mmmoe.report.plots import draw_plots
 from mmmoe.report.summary import duration, make_cards, subtitle, summarise_stage
+from mmmoe.report.vision_cost import VisionCost
 
 PAGE_FILE = "report.html"
 PLOTS_FOLDER = "plots"
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, benches: Sequence[Path] = ()) -> Path:
     """Writes `plots/*.png` and `report.html` into a run folder from its files alone; returns the page.
 
+    Args:
+        run_folder: of the run.
+        benches: files of `mmmoe bench vision_experts` that lie elsewhere; those in the folder are found.
+
     Raises:
-        ValueError: the folder holds neither metrics nor scores.
+        ValueError: the folder holds neither metrics nor scores, or a file is no such bench.
     """
-    run = read_run(run_folder)
+    run = read_run(run_folder, benches)
     plots = draw_plots(run)
     folder = run_folder / PLOTS_FOLDER
     folder.mkdir(exist_ok=True)
@@ -63,6 +69,8 @@ def render(run: RunFiles, plots: list[Plot]) -> str:
         "stages": [summarise_stage(stage) for stage in run.stages],
         "splits": [(load, splits) for load in loads if (splits := splits_of(load))],
         "loads": loads,
+        "has_vision": bool(run.agreement) or any(plot.section == "vision" for plot in plots),
+        "costs": [VisionCost.read(found) for found in run.costs],
         "example_sets": choose_examples(run),
         "ledger_columns": _columns(run.ledger),
         "ledger": [_shown(row) for row in run.ledger],

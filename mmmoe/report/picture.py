@@ -17,7 +17,7 @@ class Plot:
     name: str
     """File name without suffix."""
     section: str
-    """training, experts or scores."""
+    """training, experts, vision or scores."""
     title: str
     caption: str
     """Tells what to look at."""

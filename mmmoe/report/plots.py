@@ -1,4 +1,4 @@
-"""The plots of a run: scores, loss, learning rate, throughput, and what its routers did."""
+"""The plots of a run: scores, loss, learning rate, throughput, and what its routers and vision experts did."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mmmoe.report.expert_plots import expert_plots
 from mmmoe.report.files import RunFiles, StageLog
 from mmmoe.report.picture import Plot, picture
 from mmmoe.report.theme import Theme, panels
+from mmmoe.report.vision_plots import vision_plots
 
 
 def draw_plots(run: RunFiles) -> list[Plot]:
@@ -34,6 +35,7 @@ def draw_plots(run: RunFiles) -> list[Plot]:
         if any(stage.series("tokens_per_s")[0] for stage in run.stages):
             add("throughput", "training", "Throughput", _THROUGHPUT, partial(_throughput, run.stages))
     plots += expert_plots(run.stages)
+    plots += vision_plots(run)
     return plots
 
 

@@ -49,9 +49,7 @@ class Batch:
 
     def routing(self, number: int) -> Tensor:
         """Returns vectors of so many experts an image, for each image others."""
-        images, experts = len(self.base_IPC), len(self.features)
-        shift_IE = torch.arange(experts) - torch.arange(images)[:, None]
-        return (shift_IE % experts < number).to(self.base_IPC)
+        return in_turn(len(self.base_IPC), len(self.features), number).to(self.base_IPC)
 
     def routed(self, number: int) -> Way:
         """Returns our way: experts run on the images that are routed to them."""
@@ -75,6 +73,12 @@ class Batch:
             tokens_IMD = way()
         if self.adapter.training:
             torch.autograd.grad(tokens_IMD, list(self.adapter.parameters()), torch.ones_like(tokens_IMD))
+
+
+def in_turn(images: int, experts: int, number: int) -> Tensor:
+    """Returns a routing (I, E) of so many experts an image, each image's set one on from the last; on the host."""
+    shift_IE = torch.arange(experts) - torch.arange(images)[:, None]
+    return (shift_IE % experts < number).to(torch.int8)
 
 
 def bench_mov_adapter(given: Mapping[str, int]) -> list[Result]:

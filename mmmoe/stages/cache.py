@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class StageCache:
                 final.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(self.path, final, dirs_exist_ok=True)
                 found = True
+                with suppress(OSError):  # its time of last use; a cache may be read-only
+                    os.utime(self.path)
             except (ValueError, OSError) as error:
                 logger().warning("the kept result %s cannot be used and will be made anew: %s", self.path, error)
         return bool(dist.gather_objects(found)[0])

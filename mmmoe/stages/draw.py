@@ -25,6 +25,7 @@ from mmmoe.data.video import VideoTransform
 from mmmoe.log import console
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spliced import SplicedModel
+from mmmoe.stages.feature_budget import make_room
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.image_routing import training_guide
 from mmmoe.stages.ledger import RunFolder
@@ -41,6 +42,7 @@ def draw(
         frozen = [view for view in transforms if not model.tower_of(view).is_trained]
         keys = {view: feature_key(model, view, transforms[view]) for view in frozen}
         sources = with_features(sources, Path(run.cache) / "features", keys)
+        make_room(run, stage, model, sources)
         encode(model, sources, transforms)
     template = Template(stage.template, load_tokenizer(paths.resolve(tokenizer_folder(run.model))))
     here = folder.stage(stage.name)

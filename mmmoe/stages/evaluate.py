@@ -65,11 +65,23 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
     if not (final / "manifest.json").is_file():
         raise ValueError(f"{final} is not finished; go on with `mmmoe resume {run_path}`")
     dist.start()
-    # A quick look at some questions must not take the place of full scores.
-    name = EVALUATION if spec.evaluation.limit is None else f"{EVALUATION}_partial"
-    out = (run_path if path == run_path else path.parent) / name
+    own = folder.spec().evaluation
+    out = (run_path if path == run_path else path.parent) / folder_name(spec.evaluation, own or spec.evaluation)
     evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
     dist.stop()
+
+
+def folder_name(spec: EvaluationSpec, own: EvaluationSpec) -> str:
+    """Returns where scores go: a quick look or another routing must not take the place of the run's own scores.
+
+    Args:
+        spec: what is evaluated.
+        own: what the run declares.
+    """
+    name = EVALUATION
+    if spec.routing != own.routing:
+        name += f"_routing_{spec.routing if isinstance(spec.routing, str) else '+'.join(spec.routing) or 'none'}"
+    return name if spec.limit is None else f"{name}_partial"
 
 
 def subject_of(model: SplicedModel, heritage: Heritage, cache: Path) -> Subject:

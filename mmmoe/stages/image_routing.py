@@ -68,7 +68,7 @@ def training_guide(
     choice: Choice | None = None
     if routing.kind == "built":
         assert routing.judge is not None, "the spec asks for one"
-        base = f"{weights_of(model)} {tokenizers_of(run.model)}"
+        base = named_base(run.model, model)
         columns = built_columns(parts[routing.judge], base, sources, transforms, Path(run.cache))
         choice = _from_losses(columns, routing.most)
     elif routing.kind == "random":
@@ -103,14 +103,13 @@ def built_columns(
     spec = judge.model
     assert isinstance(spec, MoVASpec)
     routings = [one_where(chosen, len(spec.experts)) for chosen in (set(), *({e} for e in range(len(spec.experts))))]
-    key = f"{judge.checkpoint.digest} {judge.base} {base} {sorted(t.key for t in transforms.values())}"
+    key = judge_key(judge, base, transforms)
     columns = [
         [LossColumn(cache / LOSSES, f"{key} {routing}", source.shards) for routing in routings] for source in sources
     ]
     model: SplicedModel | None = None
     for source, of_source in zip(sources, columns, strict=True):
-        # Another run may fill them in at this moment, so the processes agree before one of them waits for the others.
-        if not any(dist.gather_objects(any(column.missing() for column in of_source))):
+        if not is_missing(of_source):
             continue
         model = model if model is not None else rebuild(judge.path)[0]
         judged = [
@@ -121,6 +120,24 @@ def built_columns(
     return columns
 
 
+def named_base(spec: ModelSpec, model: SplicedModel) -> str:
+    """Returns what names the encoders that a model started from, and its tokenizers."""
+    return f"{weights_of(model)} {tokenizers_of(spec)}"
+
+
+def judge_key(judge: Heritage, base: str, transforms: Mapping[str, Transform]) -> str:
+    """Returns what names a judge's losses: all that they depend on besides the samples and the routing."""
+    return f"{judge.checkpoint.digest} {judge.base} {base} {sorted(t.key for t in transforms.values())}"
+
+
+def is_missing(columns: Sequence[LossColumn]) -> bool:
+    """Says whether losses are missing; collective.
+
+    Another run may fill them in at this moment, so the processes agree before one of them waits for the others.
+    """
+    return any(dist.gather_objects(any(column.missing() for column in columns)))
+
+
 def judge_dataset(
     judge: Heritage,
     model: SplicedModel,
@@ -128,7 +145,7 @@ def judge_dataset(
     transforms: Mapping[str, Transform],
     routing: tuple[int, ...],
 ) -> Dataset:
-    """Returns a source as a judge is asked it, with the same experts for every image."""
+    """Returns a source as a judge is asked it, with the same experts for every image if it has experts."""
     return Dataset(
         [_as_seen_by(model, source)],
         Template(judge.template, load_tokenizer(paths.resolve(tokenizer_folder(judge.model)))),

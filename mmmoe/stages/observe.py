@@ -16,6 +16,7 @@ from mmmoe.models.moe.place import Traffic
 from mmmoe.models.output import ModelOutput, RoutingStatistics
 from mmmoe.stages.routing_record import routing_record
 from mmmoe.stages.saver import StageSaver
+from mmmoe.stages.vision_record import VisionSums
 from mmmoe.stages.watch import RouterWatch
 
 
@@ -23,8 +24,8 @@ class StageObserver:
     """Adds up the micro-batches of a step over all processes and writes the line on the first.
 
     The line has the loss by source, each auxiliary term by layer, the expert load by source, modality and layer, how
-    undecided each layer's routers are, and the alarms that are new. The sums are taken by one all-reduce a step: some
-    hundred numbers, whatever the batch.
+    undecided each layer's routers are, what vision experts did by source, and the alarms that are new. The sums are
+    taken by one all-reduce a step: some hundred numbers, whatever the batch.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StageObserver:
         self._auxiliary: dict[str, Tensor] = {}
         self._routing: RoutingStatistics | None = None
         self._load = self._entropy = self._positions = torch.zeros(0, dtype=torch.float64)
+        self._vision: VisionSums | None = None
 
     def should_save(self, step: int) -> bool:
         """Says whether a checkpoint is due."""
@@ -82,6 +84,10 @@ class StageObserver:
             self._auxiliary[name] = self._auxiliary.get(name, torch.zeros_like(sum_L)) + sum_L
         if output.routing is not None:
             self._add_routing(output.routing, batch)
+        if output.vision is not None:
+            if self._vision is None:
+                self._vision = VisionSums(output.vision.experts, output.vision.weight_BLE.shape[1], self._sources)
+            self._vision.add(output.vision, source_B)
 
     def _add_routing(self, routing: RoutingStatistics, batch: Batch) -> None:
         load_BLME = routing.load_BLME.double().cpu()
@@ -101,6 +107,8 @@ class StageObserver:
         parts += [self._auxiliary[name] for name in names]
         if self._routing is not None:
             parts += [self._load, self._entropy, self._positions]
+        if self._vision is not None:
+            parts += self._vision.parts()
         flat = dist.sum_over_ranks(torch.cat([part.flatten() for part in parts]).tolist())
         summed = iter(torch.split(torch.tensor(flat, dtype=torch.float64), [part.numel() for part in parts]))
         if self._metrics is not None:
@@ -133,4 +141,6 @@ class StageObserver:
         if self._routing is not None:
             load_SLME = next(summed).view(self._load.shape)
             line |= routing_record(self._routing, self._sources, load_SLME, next(summed), float(next(summed)))
+        if self._vision is not None:
+            line |= self._vision.record(summed)
         return line

@@ -84,6 +84,9 @@ class RunSpec(Spec):
     """Folder that run folders are made in."""
     cache: str = "data/local/cache"
     """Folder of encoded features and reused stages."""
+    cache_limit_gb: float | None = Field(default=None, gt=0)
+    """Most gigabytes (10^9 bytes) of encoded features in `cache`: before a stage encodes more, features that no run is
+    using and that were not used for longest are deleted. null: nothing is ever deleted, the disk is the limit."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> RunSpec:

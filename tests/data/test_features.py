@@ -1,5 +1,6 @@
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,16 +108,70 @@ def test_broken_image_is_remembered_with_its_reason(write_llava, tmp_path):
     assert fresh.get(0, 5).shape == (2, 3)
 
 
-def test_damaged_or_absent_parts_say_what_to_do(shards, tmp_path):
-    store = FeatureStore(tmp_path, "tower", shards)
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    end = 128 + 3 * 2 * 3 * 2  # header, then 3 items of 2 tokens of 3 channels of 2 bytes
+    if how == "cut":
+        content = content[:100]
+    elif how == "note cut":
+        content = content[:-5]
+    elif how == "note":
+        content[end + 30] ^= 1
+    else:
+        content[{"header": 3, "first item": 128, "last item": end - 1}[how]] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut", "note cut", "note", "header", "first item", "last item"])
+def test_a_damaged_part_is_named_and_made_anew_by_the_next_encoding(shards, tmp_path, how):
     with pytest.raises(FileNotFoundError, match="encode the media first"):
-        store.get(0, 0)
-    encode_missing(store, encode, TRANSFORM)
+        FeatureStore(tmp_path, "tower", shards).get(0, 0)
+    encode_missing(FeatureStore(tmp_path, "tower", shards), encode, TRANSFORM)
     path = sorted(tmp_path.rglob("*.npy"))[0]
-    path.write_bytes(path.read_bytes()[:100])
-    fresh = FeatureStore(tmp_path, "tower", shards)
-    with pytest.raises(OSError, match="delete the file"):
-        assert_all_right(fresh, shards)
+    damage(path, how)
+    with pytest.raises(OSError, match=rf"{path} are damaged .* the next encoding makes it anew"):
+        assert_all_right(FeatureStore(tmp_path, "tower", shards), shards)
+    again = FeatureStore(tmp_path, "tower", shards)
+    assert [again.path(part) for part in again.missing()] == [path]
+    assert encode_missing(again, encode, TRANSFORM) == 3
+    assert_all_right(again, shards)
+
+
+def test_damage_beside_an_item_does_not_keep_it_from_being_read(shards, tmp_path):
+    encode_missing(FeatureStore(tmp_path, "tower", shards), encode, TRANSFORM)
+    store = FeatureStore(tmp_path, "tower", shards)
+    damage(store.path(store.parts()[0]), "last item")
+    assert store.get(0, 0).shape == (2, 3)
+    with pytest.raises(OSError, match="item 2 has another hash"):
+        store.get(0, 2)
+
+
+def test_who_finds_the_damage_late_leaves_what_was_made_anew(shards, tmp_path):
+    encode_missing(FeatureStore(tmp_path, "tower", shards), encode, TRANSFORM)
+    slow = FeatureStore(tmp_path, "tower", shards)
+    path = slow.path(slow.parts()[0])
+    damage(path, "last item")
+    slow.get(0, 0)  # has the damaged file open
+    path.rename(path.with_name("damaged"))
+    encode_missing(FeatureStore(tmp_path, "tower", shards), encode, TRANSFORM)
+    with pytest.raises(OSError, match="item 2"):
+        slow.get(0, 2)
+    assert path.is_file()
+
+
+def test_parts_of_caches_without_hashes_are_taken_as_they_are(shards, tmp_path):
+    store = FeatureStore(tmp_path, "tower", shards)
+    encode_missing(store, encode, TRANSFORM)
+    for path in tmp_path.rglob("*.npy"):
+        np.save(path, np.load(path))  # rows alone
+    path = store.path(store.parts()[0])
+    path.with_suffix(".bad.json").write_text('{"1": "no picture"}')
+    older = FeatureStore(tmp_path, "tower", shards)
+    assert older.missing() == []
+    with pytest.raises(ValueError, match="no picture"):
+        older.get(0, 1)
+    path.with_suffix(".bad.json").unlink()
+    assert_all_right(FeatureStore(tmp_path, "tower", shards), shards)
 
 
 def test_outliers_stay_finite(shards, tmp_path):

@@ -23,7 +23,7 @@ CONFIG = {
 class ToyTower(ImageTower):
     """One linear map of 2 x 2 cells of a 4 x 4 image."""
 
-    num_tokens, channels, image_size, key = 4, 12, 4, "toy"
+    num_tokens, channels, image_size, grid, key = 4, 12, 4, (2, 2), "toy"
     mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self):

@@ -28,6 +28,7 @@ def test_efficientnet_equals_the_package_network(lite):
         mean, std = (torch.tensor(t)[:, None, None] for t in (lite.mean, lite.std))
         features = lite((values / 255 - mean) / std)
     assert features.shape == (2, lite.num_tokens, lite.channels) == (2, 9, 1728)
+    assert lite.grid == (3, 3)
     normal = torch.nn.functional.layer_norm
     want = normal(last.flatten(2).transpose(1, 2), (1280,))
     torch.testing.assert_close(features[..., :1280], want, atol=2e-4, rtol=1e-3)

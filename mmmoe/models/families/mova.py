@@ -12,6 +12,7 @@ from mmmoe.config.ids import IMAGE_ID
 from mmmoe.models.connectors.mov_adapter import MoVAdapter
 from mmmoe.models.connectors.mov_adapter_downsample import glance
 from mmmoe.models.lora.switch import RowSwitch
+from mmmoe.models.output import VisionStatistics
 from mmmoe.models.splice import Items
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.models.towers.bert import BertText
@@ -105,6 +106,32 @@ class MoVA(SplicedModel):
         """Tells the adapters for routing passes which rows are such, and forgets the last batch's gates."""
         self.switch.turn(_routing_rows(input_ids_BT, media))
         self.gates.clear()
+
+    @torch.no_grad()
+    def looked(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> VisionStatistics:
+        """Returns how often each expert was routed and its weights; zeros for a batch without images."""
+        samples, blocks = len(input_ids_BT), len(self.connector.blocks)
+        routing_IE = media.get(ROUTING)
+        if routing_IE is None or not self.gates:
+            routing_IE = torch.zeros(0, len(self.experts), dtype=torch.int8)
+            weight_ILE = torch.zeros(0, blocks, len(self.experts), device=self.device)
+        else:
+            # Gradient checkpointing may run blocks again later; what they add then is not read.
+            weight_ILE = torch.stack(self.gates[:blocks], dim=1).float()
+        routing_IE = routing_IE.to(weight_ILE.device)
+        images_B = (input_ids_BT == IMAGE_ID).sum(1).to(weight_ILE.device)
+        sample_I = torch.arange(samples, device=weight_ILE.device).repeat_interleave(
+            images_B, output_size=len(routing_IE)
+        )
+
+        def by_sample(values: Tensor) -> Tensor:
+            return values.new_zeros(samples, *values.shape[1:]).index_add_(0, sample_I, values)
+
+        routed_IE = (routing_IE == 1).long()
+        counted_I = (routing_IE >= 0).all(dim=1).long()
+        enriched_I = routed_IE.amax(dim=1)
+        counts = (by_sample(counted_I), by_sample(enriched_I), by_sample(routed_IE))
+        return VisionStatistics(self.experts, *counts, by_sample(weight_ILE))
 
 
 def _routing_rows(input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ def with_routing(
                 auxiliary[name + suffix], weights[name + suffix] = term_B, weight
     layers = {name: term.detach() for name, term in layers.items()}
     routing = _statistics(routed, rows_by_adapter, positions, [load_BME for part in loads for load_BME in part])
-    return ModelOutput(output.nll_B, output.num_targets_B, auxiliary, layers, weights, routing)
+    return replace(output, auxiliary=auxiliary, auxiliary_layers=layers, weights=weights, routing=routing)
 
 
 def _terms(

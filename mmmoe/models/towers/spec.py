@@ -37,6 +37,16 @@ class EfficientNetLiteTower(Spec):
     """Also append the stride-16 features, each 2 x 2 cell folded into channels: finer detail, no extra token."""
 
 
+class EfficientNetFineTower(Spec):
+    """EfficientNet-Lite0 up to its stride-16 features: a small base encoder for a MoVA on a CPU."""
+
+    kind: Literal["efficientnet_lite0_fine"] = "efficientnet_lite0_fine"
+    image_size: int = Field(default=96, ge=32, multiple_of=32)
+    """Side of the square input, in pixels; (image_size / 16)^2 tokens come out."""
+    resolution: int | None = Field(default=None, ge=8)
+    """Side that a picture is shrunk to before it is read at `image_size`; null: as it is."""
+
+
 class FolderTower(Spec):
     """An encoder of transformers, from a local folder or, for tests, fresh from a configuration."""
 
@@ -104,7 +114,13 @@ class OnnxTowerSpec(Spec):
 
 
 ImageTowerSpec = Annotated[
-    OpenCLIPTower | EfficientNetLiteTower | Dinov2TowerSpec | SamTowerSpec | Pix2StructTowerSpec | OnnxTowerSpec,
+    OpenCLIPTower
+    | EfficientNetLiteTower
+    | EfficientNetFineTower
+    | Dinov2TowerSpec
+    | SamTowerSpec
+    | Pix2StructTowerSpec
+    | OnnxTowerSpec,
     Field(discriminator="kind"),
 ]
 
@@ -181,6 +197,7 @@ AudioTowerSpec = Annotated[ASTTowerSpec | SpectrogramTowerSpec, Field(discrimina
 TowerSpec = (
     OpenCLIPTower
     | EfficientNetLiteTower
+    | EfficientNetFineTower
     | Dinov2TowerSpec
     | SamTowerSpec
     | Pix2StructTowerSpec

@@ -152,6 +152,9 @@ def test_the_choice_of_experts_is_held_against_the_labels(kind, benchmark, tmp_p
     spec = spec_of(benchmark.model_copy(update={"kind": kind}), routing_labels=5, routing="none")
     evaluate_all(routed_subject(), spec, tmp_path)
     [told] = json.loads((tmp_path / ROUTING_FILE).read_text())
+    assert told.pop("shares") == [
+        {"domain": "general", "n": 4, "predicted": [0.5, 0.5, 0.25], "labels": [0.5, 0.25, 0.5]}
+    ]
     assert told == pytest.approx(BY_HAND)
 
 

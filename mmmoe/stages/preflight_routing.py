@@ -43,6 +43,8 @@ def _of_text(text: BertTextSpec) -> Iterator[str]:
     if not text.tokenizer_folder:
         yield ".tokenizer: a BERT of a config alone has none; give the folder of one"
         return
+    if text.tokenizer is None and not paths.resolve(text.tokenizer_folder).is_dir():
+        return  # told with the weights
     try:
         tokenizer = load_tokenizer(paths.resolve(text.tokenizer_folder))
     except ValueError as error:

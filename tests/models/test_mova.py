@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from models_toy import lora_spec
 from mova_toy import EXPERTS, FEW, FULL, GLANCE, MIXED, batch, row, toy_mova
 
 from mmmoe.config.ids import IMAGE_ID
 from mmmoe.engine.deepspeed import hide_skippable, show_hidden
+from mmmoe.models.build import build_model
 from mmmoe.models.families.mova import QUESTION, ROUTING
+from mmmoe.models.spec import model_spec
 
 
 def gradients(model, given, num_targets=3, num_samples=1):
@@ -37,6 +42,13 @@ def test_positions_of_an_image_and_of_a_glance():
     spliced = spliced_of(model, batch(*MIXED))
     images = (spliced.kind_BT == 1).sum(1)
     assert images.tolist() == [FEW, FULL, 0, FULL, 2 * FULL, FEW, 0]
+
+
+def test_positions_at_the_papers_size():
+    declared = yaml.safe_load((Path(__file__).resolve().parents[2] / "models/mova/7b.yaml").read_text())
+    model = build_model(model_spec(declared), seed=0, meta=True)
+    assert [model.positions(size) for size in model.sizes] == [576, 144]
+    assert len(model.experts) == 7
 
 
 def test_losses_of_a_mixed_batch_are_those_of_its_rows():

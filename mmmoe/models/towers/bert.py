@@ -12,7 +12,7 @@ from mmmoe.models.folder import declared_config, pretrained, state_digest
 from mmmoe.models.towers.spec import BertTextSpec
 from mmmoe.models.towers.tower import Tower
 
-KEPT = 4096
+KEPT = 32_768
 """Vectors of different questions that are kept; the texts of a benchmark repeat themselves from picture to picture."""
 
 
@@ -39,9 +39,12 @@ class BertText(Tower):
         else:
             self.encoder, weights = pretrained(BertModel, spec.path, spec.config, "text.config", "BERT", "encoder.")
             self.encoder.pooler = None
+        if spec.layers is not None and spec.layers > config.num_hidden_layers:
+            raise ValueError(f"text.layers is {spec.layers}, but this BERT has {config.num_hidden_layers}")
+        self.encoder.encoder.layer = self.encoder.encoder.layer[: spec.layers]
         self.channels = int(config.hidden_size)
         self.pad_id = int(config.pad_token_id or 0)
-        self.key = f"bert-{weights}"
+        self.key = f"bert-{weights}-{len(self.encoder.encoder.layer)}layers"
         self._known: dict[tuple[int, ...], Tensor] = {}
         self.freeze()
 

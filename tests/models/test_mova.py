@@ -1,4 +1,4 @@
-"""MoVA: a mixed batch is its rows one by one; experts that nobody is routed to are never asked; what trains."""
+"""MoVA: a mixed batch is its rows one by one; experts that nobody is routed to are never asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from models_toy import lora_spec
 from mova_toy import EXPERTS, FEW, FULL, GLANCE, MIXED, batch, row, toy_mova
 
 from mmmoe.config.ids import IMAGE_ID
@@ -15,12 +14,6 @@ from mmmoe.engine.deepspeed import hide_skippable, show_hidden
 from mmmoe.models.build import build_model
 from mmmoe.models.families.mova import QUESTION, ROUTING
 from mmmoe.models.spec import model_spec
-
-
-def gradients(model, given, num_targets=3, num_samples=1):
-    model.zero_grad(set_to_none=True)
-    model(**given).loss(num_targets, num_samples).backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def spliced_of(model, given):
@@ -59,17 +52,6 @@ def test_losses_of_a_mixed_batch_are_those_of_its_rows():
     backwards = model(**batch(*reversed(MIXED))).nll_B.flip(0)
     torch.testing.assert_close(backwards, alone, atol=1e-5, rtol=1e-5)
     assert len(set(together.nll_B.tolist())) == len(MIXED)
-
-
-def test_gradients_of_a_mixed_batch_are_the_sum_of_its_rows():
-    model = toy_mova().train()
-    whole, parts = gradients(model, batch(*MIXED), 21, len(MIXED)), {}
-    for one in MIXED:
-        for name, gradient in gradients(model, batch(one), 21, len(MIXED)).items():
-            parts[name] = parts.get(name, 0.0) + gradient
-    assert whole.keys() == parts.keys()
-    for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, atol=2e-5 * float(gradient.abs().max()) + 1e-6, rtol=1e-4)
 
 
 def test_answers_of_a_mixed_batch_are_those_of_its_rows():
@@ -153,51 +135,6 @@ def test_features_stand_for_pictures():
     assert torch.equal(model(**some).nll_B, by_media)
 
 
-@pytest.mark.parametrize("is_text_trained", [False, True])
-def test_towers_get_no_gradient_and_all_else_gets_one(is_text_trained):
-    model = toy_mova().train()
-    model.text.requires_grad_(is_text_trained)
-    wanted = {n for n, p in model.named_parameters() if p.requires_grad}
-    frozen = ("tower.", "vision_experts.", *(() if is_text_trained else ("text.",)))
-    assert not any(name.startswith(frozen) for name in wanted)
-    assert set(gradients(model, batch(*MIXED))) == wanted
-    for rows in (MIXED[:1], MIXED[2:3], MIXED[3:4]):
-        found = gradients(model, batch(*rows))
-        assert set(found) == wanted
-        assert not any(g.any() for n, g in found.items() if n.startswith("text.") or ".gate." in n)
-    found = gradients(model, batch(row((0, 1, 1))))
-    assert set(found) == wanted
-    assert any(found[n].any() for n in wanted if n.startswith("text.")) == is_text_trained
-    assert not any(found[n].any() for n in wanted if ".readers.near." in n)
-    assert any(found[n].any() for n in wanted if ".readers.far." in n)
-
-
-@pytest.mark.parametrize("is_text_trained", [False, True])
-def test_a_batch_without_images_or_samples_touches_everything_and_moves_only_words(is_text_trained):
-    model = toy_mova().train()
-    model.add_adapters([lora_spec(rows="routing", sites=["language.*.mlp.up_proj"])])
-    model.text.requires_grad_(is_text_trained)
-    wanted = {n for n, p in model.named_parameters() if p.requires_grad}
-    text_only = gradients(model, batch(row(seed=3), row(seed=4)))
-    nobody = {name: value[:0] for name, value in batch(row(seed=3)).items() if value is not None}
-    empty = gradients(model, nobody)
-    assert set(text_only) == set(empty) == wanted
-    assert not any(gradient.any() for gradient in empty.values())
-    moved = {name.split(".")[0] for name, gradient in text_only.items() if gradient.any()}
-    assert moved == {"language"}
-
-
-def test_what_stands_in_for_no_image_changes_nothing(monkeypatch):
-    model = toy_mova().train()
-    given = batch(row(seed=3))
-    loss, before = model(**given).nll_B, gradients(model, given)
-    blank = type(model).blank
-    monkeypatch.setattr(type(model), "blank", lambda self, view: torch.randn_like(blank(self, view)) * 9)
-    assert torch.equal(model(**given).nll_B, loss)
-    after = gradients(model, given)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
 def test_images_of_one_row_are_told_apart():
     model = toy_mova().eval()
     given = batch(row((1, 0, 0), (0, 1, 0), seed=8))
@@ -240,6 +177,10 @@ def test_the_gates_of_a_batch_are_kept_for_a_report():
     assert number == [[0, 2, 0, 1, 2, 0]] * 2
     model(**batch(row(seed=1)))
     assert model.gates == []
+    # ZeRO 3 puts hooks on every module that hand on copies of lists.
+    model.connector.register_forward_pre_hook(lambda _, given: tuple(x[:] if isinstance(x, list) else x for x in given))
+    model(**batch(*MIXED))
+    assert len(model.gates) == 2
 
 
 def test_towers_work_outside_of_the_tree():

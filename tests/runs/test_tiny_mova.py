@@ -32,6 +32,12 @@ def started(project, name, *overrides):
     return runs / "small", start("run", project, f"runs={runs}", f"cache={cache}", *overrides)
 
 
+def looked(run, stage):
+    """Returns of each step who looked at how many images."""
+    lines = (run / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["vision"] for line in lines]
+
+
 def finish(process):
     said = process.communicate(timeout=500)[0].decode()
     assert process.returncode == 0, said
@@ -103,6 +109,12 @@ def test_processes_whose_images_have_different_experts_stay_in_step(project, run
     for stage in STAGES:
         got, want = torch.tensor(losses(spread, stage)), torch.tensor(losses(run, stage))
         torch.testing.assert_close(got, want, rtol=1e-3, atol=0)
+        for ours, theirs in zip(looked(spread, stage), looked(run, stage), strict=True):
+            assert ours.keys() == theirs.keys()
+            for source, found in ours.items():
+                gates = [torch.tensor(part.pop("gates", [])) for part in (found, theirs[source])]
+                assert found == theirs[source]
+                torch.testing.assert_close(*gates, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("stage", ["tune", "built"])

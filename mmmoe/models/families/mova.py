@@ -87,7 +87,8 @@ class MoVA(SplicedModel):
             {name: map_IPC for name, map_IPC in maps.items() if map_IPC is not None},
             (routing_IE == 1).to(base_IPC.dtype),
             self.text(media[QUESTION]),
-            self.gates,
+            # By name: ZeRO 3's hooks hand on copies of lists that come by place.
+            gates=self.gates,
         )
         is_glance_I = (routing_IE < 0).all(dim=1)
         if not is_glance_I.any():

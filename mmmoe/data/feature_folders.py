@@ -12,6 +12,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmmoe.data.feature_part import DAMAGED
 from mmmoe.data.index import write_atomically
 
 ABOUT = "about.json"
@@ -77,8 +78,8 @@ def remove(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Deletes what killed processes left half written; nobody may be writing."""
-    for file in folder.glob(".*.tmp"):
+    """Deletes what killed processes left half written, and damaged parts; nobody may be using the folder."""
+    for file in (*folder.glob(".*.tmp"), *folder.glob(f"*{DAMAGED}")):
         file.unlink(missing_ok=True)
 
 

@@ -27,6 +27,8 @@ HALF_MAX = 65504.0
 """Largest float16; some CLIP channels have outliers, and an infinity would poison a whole run."""
 SUM_BYTES = 8
 """Length of a hash: against disks and copies, not against people."""
+DAMAGED = ".damaged"
+"""What a part is called that was taken out, until it is made anew: so that every process of a run can say why."""
 NOTE_BYTES, NOTE_BYTES_AN_ITEM = 64, 28
 """What a note takes at most where nothing failed: the text around, then `1, ` and `"0123456789abcdef", ` an item."""
 
@@ -93,6 +95,7 @@ def write_part(path: Path, batches: Iterable[Encoded], expected: int) -> None:
         assert len(counts) == expected, f"part {path} got {len(counts)} items instead of {expected}"
         content = json.dumps({"counts": counts, "failures": failures, "sums": sums}).encode()
         file.note(_digest(content).encode() + content)
+    path.with_suffix(DAMAGED).unlink(missing_ok=True)
 
 
 def part_bytes(items: int, row: Sequence[int]) -> int:
@@ -116,6 +119,8 @@ def open_part(path: Path, expected: int, *, is_chunked: bool) -> OpenPart:
         inode = path.stat().st_ino
         features, note = read_rows(path)
     except FileNotFoundError as error:
+        if path.with_suffix(DAMAGED).is_file():
+            raise _damage(path, "another process found it") from error
         raise FileNotFoundError(f"features {path} were never written; encode the media first") from error
     except (ValueError, EOFError) as error:
         raise set_aside(path, str(error), inode) from error
@@ -133,7 +138,11 @@ def set_aside(path: Path, fault: str, inode: int) -> OSError:
     """Takes a damaged part out of the cache, so that the next encoding makes it anew; returns the error to raise."""
     with suppress(OSError):  # a cache that cannot be written: then the message says which file to delete
         if path.stat().st_ino == inode:  # else another process has made it anew already
-            path.unlink()
+            path.replace(path.with_suffix(DAMAGED))
+    return _damage(path, fault)
+
+
+def _damage(path: Path, fault: str) -> OSError:
     done = f"delete the file {path.name}" if path.exists() else "the part was taken out of the cache"
     return OSError(
         f"features {path} are damaged ({fault}); {done}, and the next encoding makes it anew: resume the run"

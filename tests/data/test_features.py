@@ -131,10 +131,13 @@ def test_a_damaged_part_is_named_and_made_anew_by_the_next_encoding(shards, tmp_
     damage(path, how)
     with pytest.raises(OSError, match=rf"{path} are damaged .* the next encoding makes it anew"):
         assert_all_right(FeatureStore(tmp_path, "tower", shards), shards)
+    with pytest.raises(OSError, match=r"damaged .another process found it"):
+        FeatureStore(tmp_path, "tower", shards).get(0, 0)
     again = FeatureStore(tmp_path, "tower", shards)
     assert [again.path(part) for part in again.missing()] == [path]
     assert encode_missing(again, encode, TRANSFORM) == 3
     assert_all_right(again, shards)
+    assert not list(tmp_path.rglob("*.damaged"))
 
 
 def test_damage_beside_an_item_does_not_keep_it_from_being_read(shards, tmp_path):

@@ -1,6 +1,6 @@
 """Features of a toy tower for the tests of the cache's budget; run as a script it is one process of an encoding.
 
-Usage: python budget_toy.py SHARDS CACHE LIMIT_GB SECONDS_A_BATCH
+Usage: python -m tests.stages.budget_toy SHARDS CACHE LIMIT_GB SECONDS_A_BATCH
 """
 
 from __future__ import annotations

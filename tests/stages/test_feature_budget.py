@@ -32,7 +32,7 @@ from mmmoe.data.feature_lease import in_use
 from mmmoe.stages import feature_budget
 from mmmoe.stages.feature_budget import make_room, view_needs
 
-TOY = Path(__file__).parent / "budget_toy.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -174,8 +174,16 @@ def test_features_that_a_run_under_way_uses_stay(cache, shards, tmp_path):
 
 def start(shards, cache, limit_gb=0.0, seconds=0.0, rank=0, world=1, port=0):
     environment = dist.child_environment(rank, world, port, 1)
-    command = [sys.executable, str(TOY), str(shards), str(cache), str(limit_gb), str(seconds)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = [str(shards), str(cache), str(limit_gb), str(seconds)]
+    # As a module, so that it imports this project and not another copy that happens to be installed.
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.stages.budget_toy", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_resume_goes_on_with_the_trained_tower(declared):
 
 
 def test_encode_once_and_a_trained_tower_are_refused_before_anything_is_read(declared, mmmoe):
-    said_of = "stages.align.encode_once: tower trains, so its features change with every step"
+    said_of = "stages.align.encode_once: every tower trains, so features change with every step"
     status, said = mmmoe("run", declared, "stages.align.encode_once=true")
     assert (status, said_of in said) == (2, True), said
     status, said = mmmoe("plan", declared, "stages.align.encode_once=true")

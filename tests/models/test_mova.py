@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 from mova_toy import EXPERTS, FEW, FULL, GLANCE, MIXED, batch, row, toy_mova
 
 from mmmoe.config.ids import IMAGE_ID
+from mmmoe.config.load import load
 from mmmoe.engine.deepspeed import hide_skippable, show_hidden
 from mmmoe.models.build import build_model
 from mmmoe.models.families.mova import QUESTION, ROUTING
-from mmmoe.models.spec import model_spec
+from mmmoe.paths import project_root
+from mmmoe.stages.spec import RunSpec
 
 
 def spliced_of(model, given):
@@ -38,8 +37,8 @@ def test_positions_of_an_image_and_of_a_glance():
 
 
 def test_positions_at_the_papers_size():
-    declared = yaml.safe_load((Path(__file__).resolve().parents[2] / "models/mova/7b.yaml").read_text())
-    model = build_model(model_spec(declared), seed=0, meta=True)
+    spec = load(project_root() / "configs/mova_7b.yaml", RunSpec)
+    model = build_model(spec.model, seed=0, meta=True)
     assert [model.positions(size) for size in model.sizes] == [576, 144]
     assert len(model.experts) == 7
 

@@ -9,15 +9,14 @@ import json
 import multiprocessing
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from demo.manifest import manifest_of
 from demo.packages import fetch
+from preparation.entry import carry_out
 from preparation.progress import bars
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 SCRIPT = Path(__file__).resolve()
@@ -30,19 +29,7 @@ console = Console(stderr=True)
 
 def main() -> int:
     """Prepares the data if it is not there, and returns the exit code."""
-    start = time.monotonic()
-    try:
-        manifest = manifest_of(FOLDER, SCRIPT)
-        if manifest.is_current():
-            console.print(f"demo data is ready in {FOLDER} ({time.monotonic() - start:.1f} s to check)")
-            return 0
-        counts = prepare()
-        manifest.write(counts, time.monotonic() - start)
-    except ValueError as problem:
-        console.print(f"[bold red]error:[/] {escape(str(problem))}", highlight=False)
-        return 1
-    console.print(f"demo data written to {FOLDER} in {time.monotonic() - start:.0f} s")
-    return 0
+    return carry_out("demo data", FOLDER, lambda: manifest_of(FOLDER, SCRIPT), prepare, console)
 
 
 def prepare() -> dict[str, Any]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from preparation.entry import carry_out
 from preparation.manifest import Manifest, code_digest, wheel_versions
 from preparation.progress import bars
 from rich.console import Console
-from rich.markup import escape
 
 SCRIPT = Path(__file__).resolve()
 FOLDER = SCRIPT.parent / "local" / "mova"
@@ -27,19 +26,8 @@ console = Console(stderr=True)
 
 
 def main() -> int:
-    """Prepares the networks if they are not there, and returns the exit code."""
-    start = time.monotonic()
-    try:
-        if manifest_of().is_current():
-            console.print(f"MoVA's networks are ready in {FOLDER} ({time.monotonic() - start:.1f} s to check)")
-            return 0
-        counts = prepare()
-        manifest_of().write(counts, time.monotonic() - start)
-    except ValueError as problem:
-        console.print(f"[bold red]error:[/] {escape(str(problem))}", highlight=False)
-        return 1
-    console.print(f"MoVA's networks written to {FOLDER} in {time.monotonic() - start:.0f} s")
-    return 0
+    """Prepares the data if it is not there, and returns the exit code."""
+    return carry_out("a small MoVA's set of networks", FOLDER, manifest_of, prepare, console)
 
 
 def manifest_of() -> Manifest:

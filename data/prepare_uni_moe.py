@@ -10,16 +10,15 @@ import json
 import multiprocessing
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from preparation.entry import carry_out
 from preparation.manifest import Manifest, code_digest, wheel_versions
 from preparation.progress import bars
 from preparation.workers import cores
 from prepare_demo import SOURCES as DEMO_SOURCES
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 SCRIPT = Path(__file__).resolve()
@@ -39,18 +38,7 @@ console = Console(stderr=True)
 
 def main() -> int:
     """Prepares the data if it is not there, and returns the exit code."""
-    start = time.monotonic()
-    try:
-        if manifest_of().is_current():
-            console.print(f"Uni-MoE's data is ready in {FOLDER} ({time.monotonic() - start:.1f} s to check)")
-            return 0
-        counts = prepare()
-        manifest_of().write(counts, time.monotonic() - start)
-    except ValueError as problem:
-        console.print(f"[bold red]error:[/] {escape(str(problem))}", highlight=False)
-        return 1
-    console.print(f"Uni-MoE's data written to {FOLDER} in {time.monotonic() - start:.0f} s")
-    return 0
+    return carry_out("Uni-MoE's data", FOLDER, manifest_of, prepare, console)
 
 
 def manifest_of() -> Manifest:

@@ -14,3 +14,12 @@ MEDIA_MARKS = {"image": "<image>", "audio": "<audio>", "video": "<video>", "spee
 
 IGNORE_ID = -100
 """Label of a position that has no target."""
+
+ROUTING_VIEW = "image.routing"
+"""Beside each image of a MoVA, (I, E): 1 where an expert is routed to it; -1 throughout in a routing pass."""
+
+QUESTION_VIEW = "image.question"
+"""Beside each image of a MoVA, (I, L): ids of its questions for the gate."""
+
+GLANCE_VIEW = "image.glance"
+"""Names the fewer positions of an image in a routing pass."""

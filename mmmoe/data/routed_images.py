@@ -11,18 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmmoe.config.ids import GLANCE_VIEW, QUESTION_VIEW, ROUTING_VIEW
 from mmmoe.data.guide import Guided
 from mmmoe.data.media import MARKED, count_marks
 from mmmoe.data.question_text import QuestionIds, questions_of
 from mmmoe.data.record import Record, Turn
 from mmmoe.data.routing_prompt import MOST, Pool, drawn_pool, one_where, released_routing, whole_pool
-
-ROUTING = "image.routing"
-"""(I, E): 1 where an expert is routed to an image; -1 throughout in a routing pass."""
-QUESTION = "image.question"
-"""(I, L): ids of the questions for the gate."""
-GLANCE = "image.glance"
-"""Names the fewer positions of an image in a routing pass."""
 
 Choice = Callable[[Record, int, int], Sequence[int]]
 """From a sample (its record, source and index) to its routing (E,)."""
@@ -85,7 +79,7 @@ class RoutedImages:
         if augmentation is not None:
             turns = self._conversation(turns, routing, record.key, augmentation)
             views, beside = self.of_question("\n".join(questions_of(record.turns)), None)
-            return Guided(turns, views, beside, {"image": GLANCE})
+            return Guided(turns, views, beside, {"image": GLANCE_VIEW})
         return Guided(turns, self.views(routing), self._beside(questions_of(turns), routing))
 
     def of_question(self, text: str, routing: Sequence[int] | None) -> tuple[frozenset[str], Mapping[str, Tensor]]:
@@ -111,7 +105,10 @@ class RoutedImages:
         return frozenset(["image", *(f"image.{name}" for name in chosen)])
 
     def _beside(self, questions: Sequence[str], routing: Sequence[int]) -> dict[str, Tensor]:
-        return {ROUTING: torch.tensor([list(routing)], dtype=torch.int8), QUESTION: self._question_ids(questions)}
+        return {
+            ROUTING_VIEW: torch.tensor([list(routing)], dtype=torch.int8),
+            QUESTION_VIEW: self._question_ids(questions),
+        }
 
     def _conversation(
         self, turns: Sequence[Turn], routing: Sequence[int], key: str, augmentation: Augmentation

@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmmoe import dist
+from mmmoe.config.ids import QUESTION_VIEW, ROUTING_VIEW
 from mmmoe.config.load import load
 from mmmoe.kernels.bench import parse_sizes
 from mmmoe.kernels.measure import Point, Result, Run, compare, difference, one_thread, take_turns_in_parts
 from mmmoe.models.build import build_model
-from mmmoe.models.families.mova import QUESTION, ROUTING, MoVA
+from mmmoe.models.families.mova import MoVA
 from mmmoe.report.theme import LIGHT, styled
 from mmmoe.report.vision_cost import VisionCost, cost_figure
 from mmmoe.stages.bench_mov_adapter import in_turn
@@ -64,7 +65,7 @@ class Look:
             chosen_I = routing_IE[:, e] == 1
             if chosen_I.any():
                 seen[f"image.{name}"] = pixels[f"image.{name}"][chosen_I]
-        return cls(model, seen | {ROUTING: routing_IE, QUESTION: questions(model, len(routing_IE))})
+        return cls(model, seen | {ROUTING_VIEW: routing_IE, QUESTION_VIEW: questions(model, len(routing_IE))})
 
     def parts(self) -> list[Run]:
         """Returns what is done one after the other: the base tower, each expert's, the questions, the adapter."""
@@ -76,8 +77,8 @@ class Look:
 
     def _ask(self) -> None:
         # The text encoder remembers what it has read, so each time it is given something else.
-        self.media[QUESTION] = questions(self.model, len(self.media[QUESTION]))
-        self.model.text(self.media[QUESTION])
+        self.media[QUESTION_VIEW] = questions(self.model, len(self.media[QUESTION_VIEW]))
+        self.model.text(self.media[QUESTION_VIEW])
 
     @torch.no_grad()
     def _join(self) -> None:
@@ -230,7 +231,7 @@ def error(level: Level, number: int) -> float:
 
 @torch.no_grad()
 def _by_itself(look: Look) -> Tensor:
-    model, routing_IE = look.model, look.media[ROUTING]
+    model, routing_IE = look.model, look.media[ROUTING_VIEW]
     tokens = []
     for i in range(len(routing_IE)):
         media = {"image": look.media["image"][i : i + 1]}
@@ -238,7 +239,7 @@ def _by_itself(look: Look) -> Tensor:
             if routing_IE[i, e] == 1:
                 place = int((routing_IE[:i, e] == 1).sum())
                 media[f"image.{name}"] = look.media[f"image.{name}"][place : place + 1]
-        beside = {kind: look.media[kind][i : i + 1] for kind in (ROUTING, QUESTION)}
+        beside = {kind: look.media[kind][i : i + 1] for kind in (ROUTING_VIEW, QUESTION_VIEW)}
         model.gates.clear()
         tokens.append(model.tokens("image", media | beside, {}))
     return torch.cat([one for one in tokens if isinstance(one, Tensor)])

@@ -19,12 +19,13 @@ from routed_source import (
     write_routed,
 )
 
+from mmmoe.config.ids import GLANCE_VIEW, QUESTION_VIEW, ROUTING_VIEW
 from mmmoe.data import features as features_module
 from mmmoe.data.collate import collate
 from mmmoe.data.dataset import with_features
 from mmmoe.data.encode import encode_missing
 from mmmoe.data.quarantine import Quarantine
-from mmmoe.data.routed_images import GLANCE, QUESTION, ROUTING, Augmentation, RoutedImages, drawn, fixed
+from mmmoe.data.routed_images import Augmentation, RoutedImages, drawn, fixed
 from mmmoe.data.shards import ShardSet
 
 VIEWS = ("image", *(f"image.{name}" for name in DESCRIPTIONS))
@@ -53,19 +54,19 @@ def test_a_sample_brings_the_views_that_are_routed_to_it(shards, tokenizer, ids)
             assert sample.media == {}
             continue
         count = 1 + (number % 5 == 4)
-        assert set(sample.media) == routed_views(routing) | {ROUTING, QUESTION}
+        assert set(sample.media) == routed_views(routing) | {ROUTING_VIEW, QUESTION_VIEW}
         assert all(len(items) == count for items in sample.media.values())
-        assert sample.media[ROUTING].tolist() == [routing] * count
+        assert sample.media[ROUTING_VIEW].tolist() == [routing] * count
         first = " and ".join(["what colour ?"] * count)
         said = tokenizer.encode(f"question 0: {first}\n\nquestion 1: yes or no ?\n\n")
-        assert sample.media[QUESTION].tolist() == [said + [0] * (24 - len(said))] * count
+        assert sample.media[QUESTION_VIEW].tolist() == [said + [0] * (24 - len(said))] * count
 
 
 def test_a_batch_holds_each_experts_own_images_in_order(shards, tokenizer, ids):
     dataset = dataset_with(shards, tokenizer, guide_with(ids))
     samples = [dataset.get(0, number) for number in range(12)]
     batch = collate(samples, 0)
-    routing_IE = batch.media[ROUTING]
+    routing_IE = batch.media[ROUTING_VIEW]
     assert len(routing_IE) == len(batch.media["image"]) == int((batch.input_ids_BT == -200).sum()) == 12
     for e, name in enumerate(DESCRIPTIONS):
         at = routing_IE[:, e] == 1
@@ -93,7 +94,7 @@ def test_features_of_experts_that_are_not_routed_are_never_opened(
         sample, routing = dataset.get(0, number), ROUTINGS[number % 6]
         assert set(opened) == (routed_views(routing) if routing is not None else set())
         assert set(sample.features) == set(opened)
-        assert set(sample.media) <= {ROUTING, QUESTION}
+        assert set(sample.media) <= {ROUTING_VIEW, QUESTION_VIEW}
     if not is_encoded:
         with pytest.raises(FileNotFoundError, match="were never written"):
             dataset.get(0, 3)
@@ -117,13 +118,13 @@ def test_a_routing_conversation_asks_for_what_the_shard_says(shards, tokenizer, 
     assert guided.turns[0].text == f"<image>\n{INSTRUCTION}\n{lines}\nWhat colour ?"
     assert [turn.text for turn in guided.turns[1:]] == ["B, C"]
     assert guided.views == {"image"}
-    assert guided.counts_as == {"image": GLANCE}
-    assert guided.beside[ROUTING].tolist() == [[-1, -1, -1]]
+    assert guided.counts_as == {"image": GLANCE_VIEW}
+    assert guided.beside[ROUTING_VIEW].tolist() == [[-1, -1, -1]]
     asked = guide.prompt("What colour ?")
     assert guided.turns[0].text == f"<image>\n{asked}", "what inference asks with an empty pool drawn"
     sample = dataset_with(shards, tokenizer, guide).get(0, 4)
-    assert set(sample.media) == {"image", ROUTING, QUESTION}
-    assert sample.media[ROUTING].tolist() == [[-1, -1, -1]] * 2
+    assert set(sample.media) == {"image", ROUTING_VIEW, QUESTION_VIEW}
+    assert sample.media[ROUTING_VIEW].tolist() == [[-1, -1, -1]] * 2
     assert dataset_with(shards, tokenizer, guide).get(0, 2).media == {}
 
 
@@ -162,7 +163,7 @@ def test_marks_of_a_later_turn_stay_in_a_routing_conversation(tokenizer, ids, tm
     dataset = dataset_with(write_routed(tmp_path, 2, later), tokenizer, guide_with(ids, conversations=[NOTHING_DRAWN]))
     sample = dataset.get(0, 0)
     assert sample.input_ids.count(-200) == 1
-    assert set(sample.media) == {"image", ROUTING, QUESTION}
+    assert set(sample.media) == {"image", ROUTING_VIEW, QUESTION_VIEW}
 
 
 def test_choices_are_pure_and_bounded(shards, tokenizer, ids):
@@ -177,7 +178,7 @@ def test_choices_are_pure_and_bounded(shards, tokenizer, ids):
     assert found[:200] != found[200:]
     assert {sum(drawn(2, 0, most=3)(record, 0, i)) for i in range(50)} == {0, 1, 2}
     guide = guide_with(ids, choice=fixed("all", 3))
-    assert set(dataset_with(shards, tokenizer, guide).get(0, 1).media) == {*VIEWS, ROUTING, QUESTION}
+    assert set(dataset_with(shards, tokenizer, guide).get(0, 1).media) == {*VIEWS, ROUTING_VIEW, QUESTION_VIEW}
 
 
 def test_samples_without_usable_weights_are_set_aside_with_the_reason(tokenizer, ids, tmp_path):
@@ -205,12 +206,12 @@ def test_what_inference_asks_and_reads(ids):
     assert guide.experts == ("near", "far", "wide")
     views, beside = guide.of_question("<image>\nWhat colour ?", None)
     assert views == {"image"}
-    assert beside[ROUTING].tolist() == [[-1, -1, -1]]
+    assert beside[ROUTING_VIEW].tolist() == [[-1, -1, -1]]
     views, again = guide.of_question("What <image> colour ?", (0, 1, 0))
     assert views == {"image", "image.far"}
-    assert again[ROUTING].tolist() == [[0, 1, 0]]
-    assert torch.equal(beside[QUESTION], guide.of_question("What colour ?", None)[1][QUESTION])
-    assert guide.of_question("What colour ?", ())[1][ROUTING].tolist() == [[0, 0, 0]]
+    assert again[ROUTING_VIEW].tolist() == [[0, 1, 0]]
+    assert torch.equal(beside[QUESTION_VIEW], guide.of_question("What colour ?", None)[1][QUESTION_VIEW])
+    assert guide.of_question("What colour ?", ())[1][ROUTING_VIEW].tolist() == [[0, 0, 0]]
     assert guide.prompt("here <image> what ?").startswith(f"<image>\n{INSTRUCTION}\nA. near one.")
     assert guide.prompt("what ?").endswith("C. wide one.\nwhat ?")
     assert guide.read("C, A") == (1, 0, 1)

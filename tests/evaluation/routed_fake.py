@@ -6,8 +6,8 @@ import torch
 from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform
 
 from mmmoe import dist
-from mmmoe.config.ids import IMAGE_ID
-from mmmoe.data.routed_images import QUESTION, ROUTING, RoutedImages
+from mmmoe.config.ids import IMAGE_ID, QUESTION_VIEW, ROUTING_VIEW
+from mmmoe.data.routed_images import RoutedImages
 from mmmoe.evaluation.routing import judge_routing
 from mmmoe.evaluation.subject import Subject
 from mmmoe.models.output import ModelOutput
@@ -42,14 +42,14 @@ class RoutedFake(FakeModel):
             if not (ids == IMAGE_ID).any():
                 found.append((None, None))
                 continue
-            shade, routing = waiting["image"].pop(0), media[ROUTING][number].tolist()
+            shade, routing = waiting["image"].pop(0), media[ROUTING_VIEW][number].tolist()
             for name, bit in zip(EXPERTS, routing, strict=True):
                 if bit == 1:
                     assert waiting[f"image.{name}"].pop(0) == shade, "an expert sees the picture that it is routed to"
             found.append((int(shade), tuple(routing)))
             number += 1
         assert not any(waiting.values()), "experts see nothing else"
-        assert media is None or len(media[ROUTING]) == len(media[QUESTION]) == number
+        assert media is None or len(media[ROUTING_VIEW]) == len(media[QUESTION_VIEW]) == number
         return found
 
     def forward(self, input_ids_BT, attention_mask_BT, labels_BT=None, media=None, features=None):

@@ -8,10 +8,10 @@ import torch
 from models_toy import CONFIG
 from torch import Tensor, nn
 
-from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.config.ids import IGNORE_ID, IMAGE_ID, QUESTION_VIEW, ROUTING_VIEW
 from mmmoe.models.connectors.mov_adapter import MoVAdapter
 from mmmoe.models.connectors.mov_adapter_spec import MoVAdapterSpec
-from mmmoe.models.families.mova import QUESTION, ROUTING, MoVA
+from mmmoe.models.families.mova import MoVA
 from mmmoe.models.language import build_language
 from mmmoe.models.spec import ScratchLanguage
 from mmmoe.models.towers.bert import BertText
@@ -89,8 +89,8 @@ def row(*routings, seed=0, length=8, targets=3):
             if not name or routing[list(EXPERTS).index(name)] == 1:
                 seen = nn.functional.adaptive_avg_pool2d(scene, side) * (3 + len(name))
                 made.media.setdefault(view, []).append(seen)
-        made.media.setdefault(ROUTING, []).append(torch.tensor(routing, dtype=torch.int8))
-        made.media.setdefault(QUESTION, []).append(words)
+        made.media.setdefault(ROUTING_VIEW, []).append(torch.tensor(routing, dtype=torch.int8))
+        made.media.setdefault(QUESTION_VIEW, []).append(words)
     return made
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from mova_toy import EXPERTS, FEW, FULL, GLANCE, MIXED, batch, row, toy_mova
 
-from mmmoe.config.ids import IMAGE_ID
+from mmmoe.config.ids import IMAGE_ID, QUESTION_VIEW, ROUTING_VIEW
 from mmmoe.config.load import load
 from mmmoe.engine.deepspeed import hide_skippable, show_hidden
 from mmmoe.models.build import build_model
-from mmmoe.models.families.mova import QUESTION, ROUTING
 from mmmoe.paths import project_root
 from mmmoe.stages.spec import RunSpec
 
@@ -23,7 +22,7 @@ def spliced_of(model, given):
 def cached(model, given):
     """Returns the same batch with features in place of all that towers see."""
     media = dict(given["media"])
-    beside = {view: media.pop(view) for view in (ROUTING, QUESTION)}
+    beside = {view: media.pop(view) for view in (ROUTING_VIEW, QUESTION_VIEW)}
     return given | {"media": beside, "features": {view: model.encode(view, raw) for view, raw in media.items()}}
 
 
@@ -104,9 +103,9 @@ def test_a_routing_pass_reads_neither_questions_nor_experts():
     model = toy_mova().eval()
     given = batch(row(GLANCE, seed=1), row(GLANCE, seed=6))
     before = model(**given).nll_B
-    given["media"][QUESTION] = torch.full_like(given["media"][QUESTION], 7)
+    given["media"][QUESTION_VIEW] = torch.full_like(given["media"][QUESTION_VIEW], 7)
     assert torch.equal(model(**given).nll_B, before)
-    given["media"][ROUTING] = given["media"][ROUTING] * 0
+    given["media"][ROUTING_VIEW] = given["media"][ROUTING_VIEW] * 0
     assert not torch.isclose(model(**given).nll_B, before).any()
 
 
@@ -114,7 +113,7 @@ def test_the_questions_weigh_the_experts():
     model = toy_mova().eval()
     given = batch(row((1, 1, 1), seed=1))
     before = model(**given).nll_B
-    given["media"][QUESTION] = given["media"][QUESTION].flip(1).clamp(min=3)
+    given["media"][QUESTION_VIEW] = given["media"][QUESTION_VIEW].flip(1).clamp(min=3)
     assert not torch.isclose(model(**given).nll_B, before).any()
 
 

@@ -8,13 +8,12 @@ import pytest
 import torch
 from looking_toy import looking_toy
 
-from mmmoe.config.ids import IMAGE_ID
+from mmmoe.config.ids import IMAGE_ID, QUESTION_VIEW, ROUTING_VIEW
 from mmmoe.data.collate import Batch
 from mmmoe.data.spec import SourceSpec
 from mmmoe.engine.metrics import MetricsFile
 from mmmoe.engine.outputs import join, split
 from mmmoe.engine.protocol import StepRecord
-from mmmoe.models.families.mova import QUESTION, ROUTING
 from mmmoe.stages.observe import StageObserver
 from mmmoe.stages.watch import RouterWatch
 
@@ -34,7 +33,7 @@ def inputs(model):
     words_IL = torch.randint(1, 40, (4, 5), generator=generator)
     ids = {"input_ids_BT": ids_BT, "labels_BT": ids_BT.masked_fill(ids_BT < 0, -100)}
     mask = {"attention_mask_BT": torch.ones_like(ids_BT, dtype=torch.bool)}
-    return ids | mask | {"media": media | {ROUTING: routing_IE, QUESTION: words_IL}}
+    return ids | mask | {"media": media | {ROUTING_VIEW: routing_IE, QUESTION_VIEW: words_IL}}
 
 
 def batch(given, sources):

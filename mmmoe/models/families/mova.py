@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmmoe.config.ids import IMAGE_ID
+from mmmoe.config.ids import GLANCE_VIEW, IMAGE_ID, QUESTION_VIEW, ROUTING_VIEW
 from mmmoe.models.connectors.mov_adapter import MoVAdapter
 from mmmoe.models.connectors.mov_adapter_downsample import glance
 from mmmoe.models.lora.switch import RowSwitch
@@ -17,8 +17,6 @@ from mmmoe.models.splice import Items
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.models.towers.bert import BertText
 from mmmoe.models.towers.tower import ImageTower
-
-ROUTING, QUESTION, GLANCE = "image.routing", "image.question", "image.glance"
 
 
 class MoVA(SplicedModel):
@@ -60,7 +58,7 @@ class MoVA(SplicedModel):
     @property
     def sizes(self) -> tuple[str, ...]:
         """An image, and an image in a routing pass."""
-        return ("image", GLANCE)
+        return ("image", GLANCE_VIEW)
 
     def tower_of(self, view: str) -> ImageTower:
         """Returns the base tower or an expert."""
@@ -71,22 +69,24 @@ class MoVA(SplicedModel):
 
     def positions(self, kind: str) -> int:
         """Returns the positions of an image, or of one in a routing pass."""
-        return self.routing_tokens if kind == GLANCE else self.connector.num_tokens
+        return self.routing_tokens if kind == GLANCE_VIEW else self.connector.num_tokens
 
     def tokens(self, kind: str, media: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Items | None:
         """Returns the tokens of the images, fewer of those in a routing pass."""
         base_IPC = self.seen(kind, media, features)
         if base_IPC is None:
             return None
-        routing_IE = media.get(ROUTING)
-        if routing_IE is None or QUESTION not in media:
-            raise ValueError(f"images of a MoVA come with {ROUTING} and {QUESTION}; see data/routed_images.py")
+        routing_IE = media.get(ROUTING_VIEW)
+        if routing_IE is None or QUESTION_VIEW not in media:
+            raise ValueError(
+                f"images of a MoVA come with {ROUTING_VIEW} and {QUESTION_VIEW}; see data/routed_images.py"
+            )
         maps = {name: self.seen(f"{kind}.{name}", media, features) for name in self.experts}
         tokens_IMD: Tensor = self.connector(
             base_IPC,
             {name: map_IPC for name, map_IPC in maps.items() if map_IPC is not None},
             (routing_IE == 1).to(base_IPC.dtype),
-            self.text(media[QUESTION]),
+            self.text(media[QUESTION_VIEW]),
             # By name: ZeRO 3's hooks hand on copies of lists that come by place.
             gates=self.gates,
         )
@@ -112,7 +112,7 @@ class MoVA(SplicedModel):
     def looked(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> VisionStatistics:
         """Returns how often each expert was routed and its weights; zeros for a batch without images."""
         samples, blocks = len(input_ids_BT), len(self.connector.blocks)
-        routing_IE = media.get(ROUTING)
+        routing_IE = media.get(ROUTING_VIEW)
         if routing_IE is None or not self.gates:
             routing_IE = torch.zeros(0, len(self.experts), dtype=torch.int8)
             weight_ILE = torch.zeros(0, blocks, len(self.experts), device=self.device)
@@ -137,10 +137,10 @@ class MoVA(SplicedModel):
 
 def _routing_rows(input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> Tensor:
     """Returns (B,) whether a row is a routing pass."""
-    if ROUTING not in media:
+    if ROUTING_VIEW not in media:
         return torch.zeros(len(input_ids_BT), dtype=torch.bool, device=input_ids_BT.device)
     is_image_BT = input_ids_BT == IMAGE_ID
     # One more that is none, for placeholders without an image, of which splice tells.
-    is_glance_I = F.pad((media[ROUTING] < 0).all(dim=1), (0, 1))
+    is_glance_I = F.pad((media[ROUTING_VIEW] < 0).all(dim=1), (0, 1))
     number_BT = (is_image_BT.reshape(-1).cumsum(0).view_as(input_ids_BT) - 1).clamp(0, len(is_glance_I) - 1)
     return (is_image_BT & is_glance_I[number_BT]).any(dim=1)

@@ -17,8 +17,8 @@ from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec, SlideLoRASpec
 class LoRAExperts(nn.Module):
     """Adds scale * sum_k g_k B_e A_e dropout(x) to a frozen layer's output.
 
-    A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B starts at zero, so a fresh stack changes nothing. Every expert takes
-    part in the graph of every forward, chosen or not, so no parameter is ever left without a gradient.
+    A is drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), B starts at zero, so a fresh stack changes nothing. Every expert
+    takes part in the graph of every forward, chosen or not, so no parameter is ever left without a gradient.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class LoRAExperts(nn.Module):
         spec: LoRASpec | ExpertsSpec | SlideLoRASpec,
         fan_in: int | None = None,
     ) -> None:
-        """Draws fresh factors; `fan_in` is what A's bound counts, if not the inputs."""
+        """Draws fresh factors; `fan_in` is the number of inputs if it is not given."""
         super().__init__()
         rank = spec.rank
         self.scale = spec.scale

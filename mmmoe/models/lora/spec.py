@@ -191,7 +191,7 @@ class SlideLoRASpec(Spec):
     """Slide-LoRA (TextHarmony, arXiv 2407.16364): experts of each task and experts that all tasks share.
 
     y = W x + s sum_e g_e B_e A_e x, with one g a sample for all layers and positions: half of it on the experts of the
-    sample's task, half on the shared ones. Experts of other tasks are not computed and get a gradient of zero.
+    sample's task, half on the shared ones. Experts of other tasks take no part and get a gradient of exactly zero.
     """
 
     kind: Literal["slide_lora"] = "slide_lora"

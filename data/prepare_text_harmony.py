@@ -64,9 +64,7 @@ def prepare() -> dict[str, Any]:
     shutil.copyfile(READER, FOLDER / "judge" / "reader.onnx")
     with bars(console) as progress:
         words = load_world(WORDS).words
-        short = {
-            split: [w for w in words[split] if len(w) <= LONGEST and w not in LEFT_OUT] for split in ("train", "test")
-        }
+        short = {split: fitting(words[split]) for split in ("train", "test")}
         counts = write_training(short["train"], progress)
         counts["benchmarks"] = write_benchmarks(short["test"], progress)
         counts["words"] = {split: len(found) for split, found in short.items()}
@@ -74,6 +72,11 @@ def prepare() -> dict[str, Any]:
         pack_sources(progress)
     shutil.rmtree(FOLDER / "pictures")  # the shards hold copies
     return counts
+
+
+def fitting(words: list[str]) -> list[str]:
+    """Returns the words that pictures show."""
+    return [word for word in words if len(word) <= LONGEST and word not in LEFT_OUT]
 
 
 def cards(task: str, words: list[str], number: int, split: str) -> list[Any]:

@@ -8,8 +8,8 @@ demo: .venv/installed  ## train, evaluate and report the tiny LLaVA-MoLE on real
 	$(BIN)/python data/prepare_demo.py
 	$(BIN)/mmmoe run configs/llava_mole_tiny.yaml
 
-test: .venv/installed  ## the whole test suite, slow tier included
-	$(BIN)/pytest tests
+test: .venv/installed  ## the whole test suite, slow tier included; a file's tests stay in one process
+	$(BIN)/pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: .venv/installed  ## style, types, floors and the house rules
 	$(BIN)/ruff check .

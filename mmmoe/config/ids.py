@@ -23,3 +23,12 @@ QUESTION_VIEW = "image.question"
 
 GLANCE_VIEW = "image.glance"
 """Names the fewer positions of an image in a routing pass."""
+
+CANVAS_VIEW = "image.canvas"
+"""Of the images that an answer asks to be drawn, what the image decoder learns to draw: pixels, or its own features."""
+
+LETTERS_VIEW = "image.letters"
+"""Of the same images, (I, L): places among the ids of the letters that an image is asked to show, -1 behind them."""
+
+TASKS = ("image_generation", "text_generation")
+"""What an answer is, by number; -1 stands for nobody said."""

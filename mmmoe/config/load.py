@@ -43,13 +43,28 @@ def load(path: Path, spec_type: type[S], overrides: list[str] | None = None) -> 
     if not isinstance(tree.data, dict):
         tree.errors.append(f"{shorten(path)}:1: must be a mapping of keys, got {type(tree.data).__name__}")
         raise ConfigError(shorten(path), tree.errors)
+    return _validated(tree, spec_type, shorten(path))
+
+
+def settings(spec_type: type[S], overrides: list[str]) -> S:
+    """Returns the spec that `key=value` alone declare.
+
+    Raises:
+        ConfigError: with one line a problem.
+    """
+    tree = Tree({}, {(): "the command line"})
+    apply_overrides(tree, overrides)
+    return _validated(tree, spec_type, "the command line")
+
+
+def _validated(tree: Tree, spec_type: type[S], source: str) -> S:
     spec = None
     try:
         spec = TypeAdapter(spec_type).validate_python(tree.data)
     except ValidationError as error:
         tree.errors += [_line(tree, spec_type, dict(item)) for item in error.errors(include_url=False)]
     if tree.errors or spec is None:
-        raise ConfigError(shorten(path), list(dict.fromkeys(tree.errors)))
+        raise ConfigError(source, list(dict.fromkeys(tree.errors)))
     return spec
 
 

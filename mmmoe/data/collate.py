@@ -32,6 +32,8 @@ class Batch:
     """In place of media of a kind: its tower's features, float32; (I, P, C), of a video (V, F, P, C)."""
     source_B: Tensor
     """int64: number of each sample's source."""
+    task_B: Tensor
+    """int64: number of each answer's task (`config/ids.TASKS`), -1 where nobody said."""
     keys: tuple[str, ...]
     domains: tuple[str, ...]
     num_samples: int
@@ -53,6 +55,7 @@ class Batch:
             media=move(self.media),
             features=move(self.features),
             source_B=self.source_B.to(device, non_blocking=True),
+            task_B=self.task_B.to(device, non_blocking=True),
         )
 
     def inputs(self) -> dict[str, object]:
@@ -63,6 +66,7 @@ class Batch:
             "attention_mask_BT": self.attention_mask_BT,
             "media": self.media or None,
             "features": self.features or None,
+            "task_B": self.task_B,
         }
 
 
@@ -97,6 +101,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         media=media,
         features={kind: tensor.float() for kind, tensor in features.items()},
         source_B=torch.tensor([row.source for row in rows], dtype=torch.int64),
+        task_B=torch.tensor([row.task for row in rows], dtype=torch.int64),
         keys=tuple(row.key for row in rows),
         domains=tuple(row.domain for row in rows),
         num_samples=len(samples),

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from mmmoe import paths
-from mmmoe.config.ids import IGNORE_ID, MEDIA_IDS
+from mmmoe.config.ids import CANVAS_VIEW, IGNORE_ID, LETTERS_VIEW, MEDIA_IDS
 from mmmoe.data.features import FeatureStore
 from mmmoe.data.guide import Guide, Guided
 from mmmoe.data.index import Entry
 from mmmoe.data.media import KINDS, compare_marks, kind_of
 from mmmoe.data.quarantine import BadSample, Quarantine
+from mmmoe.data.record import Turn
 from mmmoe.data.sample import Sample
 from mmmoe.data.shards import ShardSet
 from mmmoe.data.spec import MixtureSpec
 from mmmoe.data.template import Encoded, Template, repeat_placeholders
 from mmmoe.data.transform import Transform, stack_items
+
+TaskRule = Callable[[Sequence[Turn]], int]
+"""From a dialogue to the number of its task (`config/ids.TASKS`)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Dataset:
         max_positions: int | None = None,
         positions: Mapping[str, int] | None = None,
         guide: Guide | None = None,
+        task: TaskRule | None = None,
     ) -> None:
         """Puts the parts together.
 
@@ -85,6 +90,7 @@ class Dataset:
             max_positions: Where the model cuts a sequence; labels beyond are no targets, so that they are not counted.
             positions: Positions that the model gives one placeholder of each kind, or of a view that counts as it.
             guide: Chooses the views of each sample, of a family that has a choice; all of them otherwise.
+            task: Says what task a dialogue is, to families that treat tasks differently.
 
         Raises:
             ValueError: A source has media of a kind for which there is neither a transform nor a feature store.
@@ -104,6 +110,7 @@ class Dataset:
         self._max_positions = max_positions
         self._positions = dict(positions or {})
         self._guide = guide
+        self._task = task
 
     def close(self) -> None:
         """Lets go of the features."""
@@ -153,46 +160,57 @@ class Dataset:
         media: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
         chunks: dict[int, list[int]] = {}
-        # The cut at max_length, or the template's first-turn rule, may have taken placeholders away.
-        left = {kind: encoded.input_ids.count(MEDIA_IDS[kind]) for kind in entry.kinds}
-        for view in sorted(views & guided.views):
+
+        def look(view: str, numbers: Sequence[int]) -> None:
+            """Puts some items of a view's kind where they belong."""
+            if not numbers:
+                return
             kind = kind_of(view)
-            if not left.get(kind):
-                continue
             if view in origin.features:
-                made = self._features(origin.features[view], shard, entry, left[kind])
+                made = self._features(origin.features[view], shard, entry, numbers)
             else:
-                made = [self._transforms[view](item) for item in record.media[kind][: left[kind]]]
+                made = [self._transforms[view](record.media[kind][number]) for number in numbers]
             (features if view in origin.features else media)[view] = stack_items(kind, made)
             if KINDS[kind].is_chunked:
                 chunks[MEDIA_IDS[kind]] = [len(item) for item in made]
+
+        # The cut at max_length, or the template's first-turn rule, may have taken placeholders away.
+        left = {kind: encoded.input_ids.count(MEDIA_IDS[kind]) for kind in entry.kinds}
+        seen = views & guided.views
+        for view in sorted(seen - {CANVAS_VIEW}):
+            look(view, range(left.get(kind_of(view), 0)))
         for view, row in guided.beside.items():
             if count := left.get(kind_of(view)):
                 media[view] = row.expand(count, *row.shape[1:])
-        encoded = repeat_placeholders(encoded, chunks)
+        encoded = self._within_reach(repeat_placeholders(encoded, chunks), guided.counts_as)
+        if CANVAS_VIEW in seen and encoded.drawn:
+            look(CANVAS_VIEW, encoded.drawn)
+            if self.template.letters is not None:
+                media[LETTERS_VIEW] = self.template.letters.before(encoded.input_ids, encoded.drawn)
         return Sample(
             input_ids=encoded.input_ids,
-            labels=self._within_reach(encoded, guided.counts_as),
+            labels=encoded.labels,
             media=media,
             features=features,
             source=source,
             key=record.key,
             domain=record.domain or origin.domain,
+            task=-1 if self._task is None else self._task(guided.turns),
         )
 
-    def _within_reach(self, encoded: Encoded, counts_as: Mapping[str, str]) -> list[int]:
-        """Returns the labels without those that the model will cut off."""
+    def _within_reach(self, encoded: Encoded, counts_as: Mapping[str, str]) -> Encoded:
+        """Returns the dialogue without the labels that the model will cut off."""
         if self._max_positions is None:
-            return encoded.labels
+            return encoded
         sizes = {MEDIA_IDS[kind]: self._positions.get(counts_as.get(kind, kind), 1) for kind in KINDS}
         place, labels = 0, []
         for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
             labels.append(label if place < self._max_positions else IGNORE_ID)
             place += sizes.get(token, 1)
-        return labels
+        return Encoded(encoded.input_ids, labels)
 
-    def _features(self, store: FeatureStore, shard: int, entry: Entry, count: int) -> list[Tensor]:
-        return [store.get(shard, entry.first[store.kind] + number) for number in range(count)]
+    def _features(self, store: FeatureStore, shard: int, entry: Entry, numbers: Sequence[int]) -> list[Tensor]:
+        return [store.get(shard, entry.first[store.kind] + number) for number in numbers]
 
     def _key(self, source: Source, index: int) -> str:
         try:

@@ -15,7 +15,7 @@ class Sample:
     input_ids: list[int]
     """A negative id (MEDIA_IDS) stands for each image, video, and chunk of speech or audio."""
     labels: list[int]
-    """IGNORE_ID where there is no target; not shifted."""
+    """IGNORE_ID where there is no target, IMAGE_ID at an image that is to be drawn; not shifted."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     """By kind, what stands at its placeholders, in reading order along the first axis."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
@@ -24,3 +24,5 @@ class Sample:
     """Number of the source in its mixture."""
     key: str = ""
     domain: str = ""
+    task: int = -1
+    """Number of the answer's task (`config/ids.TASKS`), for families that treat tasks differently."""

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmmoe.config.ids import IGNORE_ID, MEDIA_MARKS
+from mmmoe.config.ids import IGNORE_ID, IMAGE_ID, MEDIA_MARKS
+from mmmoe.data.letters import Letters
 from mmmoe.data.media import ID_OF_MARK, MARKED
 from mmmoe.data.record import Turn
 from mmmoe.data.released import released_labels
@@ -39,6 +40,12 @@ class Encoded:
     labels: list[int]
     """The id itself on targets, IGNORE_ID elsewhere; not shifted."""
 
+    @property
+    def drawn(self) -> list[int]:
+        """Numbers of the images, among those of the dialogue, that are to be drawn."""
+        of_images = [label for token, label in zip(self.input_ids, self.labels, strict=True) if token == IMAGE_ID]
+        return [number for number, label in enumerate(of_images) if label == IMAGE_ID]
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -52,14 +59,21 @@ class Rendered:
 class Template:
     """Turns of a dialogue to ids and labels, by one of three templates."""
 
-    def __init__(self, spec: TemplateSpec, tokenizer: Tokenizer) -> None:
+    def __init__(self, spec: TemplateSpec, tokenizer: Tokenizer, *, draws: bool = False) -> None:
         """Checks that the tokenizer can do what the template needs.
+
+        Args:
+            spec: which template.
+            tokenizer: of the language model.
+            draws: whether the model draws images, so that those in answers are targets.
 
         Raises:
             ValueError: It has no end token, or no chat template for `chat`.
         """
         self.spec = spec
         self.tokenizer = tokenizer
+        self._targets = frozenset([IMAGE_ID] if draws else [])
+        self.letters = Letters(tokenizer) if draws else None
         if spec.kind == "vicuna_v1" and not tokenizer.eos_token:
             raise ValueError("template vicuna_v1 ends answers with the tokenizer's eos token, but it has none; set one")
         if spec.kind == "chat" and not getattr(tokenizer, "chat_template", None):
@@ -93,7 +107,7 @@ class Template:
             for start, end in rendered.answers:
                 first = _shared(self.ids(rendered.text[:start]), ids)
                 last = len(ids) if end == len(rendered.text) else _shared(self.ids(rendered.text[:end]), ids)
-                labels[first:last] = [IGNORE_ID if i < 0 else i for i in ids[first:last]]
+                labels[first:last] = [i if i >= 0 or i in self._targets else IGNORE_ID for i in ids[first:last]]
         return Encoded(ids[: self.spec.max_length], labels[: self.spec.max_length])
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -11,9 +13,16 @@ from torch.nn import functional as F
 from mmmoe.models.splice import Splice
 
 
-def greedy(language: Any, prompt: Splice, max_new_tokens: int, eos_id: int | None, pad_id: int) -> list[list[int]]:
-    """Returns the most probable continuation of each left-padded row, up to and without the end token."""
-    decoder, head, embed = language.get_decoder(), language.get_output_embeddings(), language.get_input_embeddings()
+def greedy(
+    language: Any,
+    head: Callable[[Tensor], Tensor],
+    prompt: Splice,
+    max_new_tokens: int,
+    stops: Collection[int],
+    pad_id: int,
+) -> list[list[int]]:
+    """Returns the most probable continuation of each left-padded row, up to and without the first of `stops`."""
+    decoder, embed = language.get_decoder(), language.get_input_embeddings()
     embeddings_BTD, mask_BT, position_BT = prompt.embeddings_BTD, prompt.mask_BT, prompt.position_BT
     next_B1 = mask_BT.sum(1, keepdim=True)
     finished_B = torch.zeros(mask_BT.shape[0], dtype=torch.bool, device=mask_BT.device)
@@ -29,12 +38,13 @@ def greedy(language: Any, prompt: Splice, max_new_tokens: int, eos_id: int | Non
         cache = result.past_key_values
         token_B = head(result.last_hidden_state[:, -1]).argmax(dim=-1).masked_fill(finished_B, pad_id)
         chosen.append(token_B)
-        if eos_id is not None:
-            finished_B = finished_B | (token_B == eos_id)
-            if bool(finished_B.all()):
-                break
-        embeddings_BTD, position_BT = embed(token_B)[:, None], next_B1
+        for stop in stops:
+            finished_B = finished_B | (token_B == stop)
+        if stops and bool(finished_B.all()):
+            break
+        # What follows an end is thrown away; an end need not have an embedding (start of an image).
+        embeddings_BTD, position_BT = embed(token_B.masked_fill(finished_B, pad_id))[:, None], next_B1
         next_B1 = next_B1 + 1
         mask_BT = F.pad(mask_BT, (0, 1), value=True)
     rows: list[list[int]] = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in range(len(finished_B))]
-    return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+    return [list(takewhile(lambda token: token not in stops, row)) for row in rows]

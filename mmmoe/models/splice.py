@@ -24,9 +24,13 @@ class Splice:
     position_BT: Tensor
     """0, 1, ... over a row's real positions, 0 at padding."""
     labels_BT: Tensor | None
-    """IGNORE_ID at positions of media and padding."""
+    """IGNORE_ID at padding and on items; an item's first position has the label of its placeholder."""
     kind_BT: Tensor
     """int64: 0 at text and padding, else the place of the item's kind among the given ones, counted from 1."""
+    origin_BT: Tensor
+    """int64: place in its row of the id that a position comes from, -1 at padding."""
+    is_first_BT: Tensor
+    """True at the position of a text's id and at the first one of an item."""
 
     def prompt(self) -> Tensor:
         """Returns the real positions (B, T) before a row's first target; all of them in a row without targets."""
@@ -70,17 +74,20 @@ def splice(
     extent_BT, first_BT = _extents(input_ids_BT, mask_BT, flat)
     # Rows that positions are gathered from: text, the kinds one after the other, one of zeros for padding.
     parts = [batch * length, *(len(tokens_ND) for tokens_ND, _ in flat.values()), 1]
-    source_BT, position_BT, kept_BT = _plan(extent_BT, first_BT, sum(parts) - 1, max_positions, left)
+    plan = _plan(extent_BT, max_positions, left)
+    source_BT = plan.of_ids(first_BT, sum(parts) - 1) + plan.within_BT
     tokens = [tokens_ND for tokens_ND, _ in flat.values()]
     pool_ND = torch.cat([text_BTD.reshape(batch * length, width), *tokens, text_BTD.new_zeros(1, width)])
     embeddings_BTD = pool_ND.index_select(0, source_BT.reshape(-1)).view(*source_BT.shape, width)
-    labels = None
-    if labels_BT is not None:
-        ignored = labels_BT.new_full((sum(parts[1:]),), IGNORE_ID)
-        labels = torch.cat([labels_BT.reshape(-1), ignored])[source_BT]
     kinds = torch.tensor([*range(len(parts) - 1), 0], device=text_BTD.device)
     kind_N = kinds.repeat_interleave(torch.tensor(parts, device=text_BTD.device), output_size=sum(parts))
-    return Splice(embeddings_BTD, kept_BT, position_BT, labels, kind_N[source_BT])
+    is_first_BT = plan.kept_BT & (plan.within_BT == 0)
+    labels = None
+    if labels_BT is not None:
+        labels = plan.of_ids(labels_BT, IGNORE_ID).masked_fill(~is_first_BT, IGNORE_ID)
+    return Splice(
+        embeddings_BTD, plan.kept_BT, plan.position_BT, labels, kind_N[source_BT], plan.origin_BT, is_first_BT
+    )
 
 
 def _flatten(items: Items, text_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,27 +129,48 @@ def _extents(input_ids_BT: Tensor, mask_BT: Tensor, flat: Mapping[str, tuple[Ten
     return extent_BT, first_BT
 
 
-def _plan(
-    extent_BT: Tensor, first_BT: Tensor, padding: int, max_positions: int | None, left: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns for each spliced position its row in the pool (or `padding`), its number and whether it is real."""
-    batch, device = extent_BT.shape[0], extent_BT.device
-    extent_N, first_N, row_B = extent_BT.reshape(-1), first_BT.reshape(-1), extent_BT.sum(1)
+@dataclass(frozen=True)
+class _Plan:
+    """Where each spliced position (B, T') comes from."""
+
+    kept_BT: Tensor
+    """True at real positions."""
+    position_BT: Tensor
+    """Number of a real position in its row, else 0."""
+    origin_BT: Tensor
+    """Place of its id in the row, -1 at padding."""
+    within_BT: Tensor
+    """Number of the position among those of its id, else 0."""
+
+    def of_ids(self, values_BT: Tensor, padding: int) -> Tensor:
+        """Returns what the ids of a row have at each position that comes from them."""
+        return values_BT.gather(1, self.origin_BT.clamp(min=0)).masked_fill(~self.kept_BT, padding)
+
+
+def _plan(extent_BT: Tensor, max_positions: int | None, left: bool) -> _Plan:
+    """Returns where the positions of rows come from whose ids take so many each."""
+    (batch, length), device = extent_BT.shape, extent_BT.device
+    extent_N, row_B = extent_BT.reshape(-1), extent_BT.sum(1)
     kept_B = row_B if max_positions is None else row_B.clamp(max=max_positions)
     longest = int(kept_B.max()) if batch else 0
 
     total = int(row_B.sum())
-    before_N = extent_N.cumsum(0) - extent_N
-    within = torch.arange(total, device=device) - before_N.repeat_interleave(extent_N, output_size=total)
-    source = first_N.repeat_interleave(extent_N, output_size=total) + within
-    row = torch.arange(batch, device=device).repeat_interleave(row_B, output_size=total)
-    number = torch.arange(total, device=device) - (row_B.cumsum(0) - row_B)[row]
-    keep = number < kept_B[row]
-    row, source, number = row[keep], source[keep], number[keep]
-    column = number + (longest - kept_B)[row] if left else number
+    id_S = torch.arange(batch * length, device=device).repeat_interleave(extent_N, output_size=total)
+    within_S = torch.arange(total, device=device) - (extent_N.cumsum(0) - extent_N)[id_S]
+    row_S = id_S // max(length, 1)
+    number_S = torch.arange(total, device=device) - (row_B.cumsum(0) - row_B)[row_S]
+    keep_S = number_S < kept_B[row_S]
+    row_S, id_S, within_S, number_S = row_S[keep_S], id_S[keep_S], within_S[keep_S], number_S[keep_S]
+    column_S = number_S + (longest - kept_B)[row_S] if left else number_S
 
-    source_BT = torch.full((batch, longest), padding, dtype=torch.int64, device=device)
-    position_BT = torch.zeros(batch, longest, dtype=torch.int64, device=device)
-    kept_BT = torch.zeros(batch, longest, dtype=torch.bool, device=device)
-    source_BT[row, column], position_BT[row, column], kept_BT[row, column] = source, number, True
-    return source_BT, position_BT, kept_BT
+    def placed(values_S: Tensor | bool, padding: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        placed_BT = torch.full((batch, longest), padding, dtype=dtype, device=device)
+        placed_BT[row_S, column_S] = values_S
+        return placed_BT
+
+    return _Plan(
+        kept_BT=placed(True, 0, torch.bool),
+        position_BT=placed(number_S, 0),
+        origin_BT=placed(id_S - row_S * length, -1),
+        within_BT=placed(within_S, 0),
+    )

@@ -6,13 +6,14 @@ batches without a kind, routing and generation are the same for all and stand he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmmoe.models.adapters import AdapterSpec, adapt
+from mmmoe.models.beams import beam_search
 from mmmoe.models.generation import greedy
 from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing
 from mmmoe.models.moe.place import ALONE, ExpertPlace
@@ -33,6 +34,8 @@ class SplicedModel(nn.Module):
     """Kinds of media the model takes."""
     frames: int = 0
     """Frames of a video; 0 where the model takes none."""
+    canvas: tuple[int, int] | None = None
+    """Height and width of the images that the model draws; None where it draws none."""
 
     def __init__(self, language: nn.Module, max_positions: int) -> None:
         super().__init__()
@@ -65,6 +68,30 @@ class SplicedModel(nn.Module):
 
     def begin(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> None:
         """Is told each batch before its media are looked at."""
+
+    def read(self, spliced: Splice, task_B: Tensor | None) -> None:
+        """Is shown each batch as the language model will read it, and the task of each row (`config/ids.TASKS`)."""
+
+    def finished(
+        self,
+        output: ModelOutput,
+        spliced: Splice,
+        hidden_BTD: Tensor,
+        media: Mapping[str, Tensor],
+        features: Mapping[str, Tensor],
+    ) -> ModelOutput:
+        """Returns the output with what a family asks of the hidden states besides the next token."""
+        return output
+
+    def stops(self, eos_id: int | None) -> frozenset[int]:
+        """Returns the ids that end an answer."""
+        return frozenset() if eos_id is None else frozenset([eos_id])
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """From hidden states to logits."""
+        head: Callable[[Tensor], Tensor] = self.language.get_output_embeddings()
+        return head
 
     def looked(self, input_ids_BT: Tensor, media: Mapping[str, Tensor]) -> VisionStatistics | None:
         """Returns what the vision experts did in the batch that was just spliced; None where there are none."""
@@ -126,6 +153,7 @@ class SplicedModel(nn.Module):
         labels_BT: Tensor | None = None,
         media: Media = None,
         features: Media = None,
+        task_B: Tensor | None = None,
     ) -> ModelOutput:
         """Returns per-sample losses. Ids hold placeholders; items come as raw inputs (media) or as their features.
 
@@ -136,26 +164,32 @@ class SplicedModel(nn.Module):
         if num_samples == 0:
             input_ids_BT = input_ids_BT.new_zeros(1, 2)
             attention_mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
-            labels_BT = None
+            labels_BT, task_B = None, None
         spliced = self._splice(input_ids_BT, attention_mask_BT, labels_BT, media, features)
+        self.read(spliced, task_B)
         with recording(self.routed, spliced.prompt(), spliced.mask_BT) as rows:
             hidden_BTD = self._decode(spliced)
-        nll_B, num_targets_B = target_nll(hidden_BTD, spliced.labels_BT, self.language.get_output_embeddings())
+        nll_B, num_targets_B = target_nll(hidden_BTD, spliced.labels_BT, self.head)
         output = ModelOutput(nll_B, num_targets_B, vision=self.looked(input_ids_BT, media or {}))
         if self.routed:
             positions = Positions(spliced.mask_BT, spliced.kind_BT, self.modalities)
             output = with_routing(output, self.routed, rows, positions)
-        return output.cut(num_samples)
+        return self.finished(output, spliced, hidden_BTD, media or {}, features or {}).cut(num_samples)
 
     @torch.no_grad()
     def logits(
-        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, media: Media = None, features: Media = None
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        media: Media = None,
+        features: Media = None,
+        task_B: Tensor | None = None,
     ) -> Tensor:
         """Returns the logits (B, T, V) of every spliced position."""
         spliced = self._splice(input_ids_BT, attention_mask_BT, None, media, features)
+        self.read(spliced, task_B)
         with recording(self.routed, spliced.prompt(), spliced.mask_BT):
-            logits_BTV: Tensor = self.language.get_output_embeddings()(self._decode(spliced))
-        return logits_BTV
+            return self.head(self._decode(spliced))
 
     @torch.no_grad()
     def generate(
@@ -164,12 +198,15 @@ class SplicedModel(nn.Module):
         attention_mask_BT: Tensor,
         media: Media = None,
         features: Media = None,
+        task_B: Tensor | None = None,
         *,
         max_new_tokens: int,
         eos_id: int | None,
         pad_id: int = 0,
+        beams: int = 1,
+        repetition_penalty: float = 1.0,
     ) -> list[list[int]]:
-        """Returns the greedy continuation of each row, without the end token."""
+        """Returns the greedy continuation of each row, or the best of several beams, without the end token."""
         was_training = self.training
         self.eval()
         try:
@@ -179,10 +216,19 @@ class SplicedModel(nn.Module):
                     f"a prompt of {spliced.mask_BT.shape[1]} positions is longer than the model's "
                     f"{self.max_positions}; shorten it or raise max_positions"
                 )
+            self.read(spliced, task_B)
             with holding(self.routed, spliced.prompt()):
-                return greedy(self.language, spliced, max_new_tokens, eos_id, pad_id)
+                if beams == 1 and repetition_penalty == 1.0:
+                    return greedy(self.language, self.head, spliced, max_new_tokens, self.stops(eos_id), pad_id)
+                return beam_search(
+                    self.language, self.head, spliced, beams, max_new_tokens, self.stops(eos_id), repetition_penalty
+                )
         finally:
             self.train(was_training)
+
+    def draw(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the image (B, 3, H, W), values 0 to 1, that each prompt asks for."""
+        raise TypeError(f"{type(self).__name__} draws no images; a TextHarmony does (models/text_harmony)")
 
     def _splice(
         self,

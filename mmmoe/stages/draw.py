@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from mmmoe import dist, paths
+from mmmoe.config.ids import CANVAS_VIEW
+from mmmoe.data.canvas import CanvasTransform
 from mmmoe.data.dataset import Dataset, Source, open_sources, with_features
 from mmmoe.data.encode import encode_missing
 from mmmoe.data.loader import StepLoader
@@ -39,16 +41,16 @@ def draw(
     sources = open_sources(stage.mixture)
     transforms = transforms_of(model)
     if stage.encode_once:
-        frozen = [view for view in transforms if not model.tower_of(view).is_trained]
+        frozen = [view for view in model.views if not model.tower_of(view).is_trained]
         keys = {view: feature_key(model, view, transforms[view]) for view in frozen}
         sources = with_features(sources, Path(run.cache) / "features", keys)
         make_room(run, stage, model, sources)
         encode(model, sources, transforms)
-    template = Template(stage.template, load_tokenizer(paths.resolve(tokenizer_folder(run.model))))
+    tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(run.model)))
     here = folder.stage(stage.name)
     dataset = Dataset(
         sources,
-        template,
+        Template(stage.template, tokenizer, draws=model.canvas is not None),
         transforms,
         Quarantine(here, stage.mixture.bad_samples, dist.rank()),
         max_positions=model.max_positions,
@@ -85,7 +87,8 @@ def transforms_of(model: SplicedModel) -> dict[str, Transform]:
             tower.max_chunks,
         ),
     }
-    return {view: makers[kind_of(view)](model.tower_of(view)) for view in model.views}
+    found = {view: makers[kind_of(view)](model.tower_of(view)) for view in model.views if view != CANVAS_VIEW}
+    return found if model.canvas is None else found | {CANVAS_VIEW: CanvasTransform(*model.canvas)}
 
 
 def feature_key(model: SplicedModel, view: str, transform: Transform) -> str:

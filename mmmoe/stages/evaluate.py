@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mmmoe import dist, paths
+from mmmoe.config.ids import CANVAS_VIEW
 from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.evaluation.runner import evaluate_all
 from mmmoe.evaluation.scores import ScoreRow
@@ -87,11 +88,11 @@ def folder_name(spec: EvaluationSpec, own: EvaluationSpec) -> str:
 def subject_of(model: SplicedModel, heritage: Heritage, cache: Path) -> Subject:
     """Returns a model ready to be asked, as its last stage was taught to answer."""
     device = dist.device()
-    template = Template(heritage.template, load_tokenizer(paths.resolve(tokenizer_folder(heritage.model))))
+    tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(heritage.model)))
     return Subject(
         model.to(device).eval(),
-        template,
-        transforms_of(model),
+        Template(heritage.template, tokenizer, draws=model.canvas is not None),
+        {view: transform for view, transform in transforms_of(model).items() if view != CANVAS_VIEW},
         device,
         cache=cache / "pictures",
         guide=guide_of(heritage.model),

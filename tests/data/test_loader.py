@@ -195,6 +195,7 @@ def test_collate_pads_on_the_right_and_keeps_reading_order():
         "attention_mask_BT",
         "media",
         "features",
+        "task_B",
     }
 
 

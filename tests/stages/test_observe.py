@@ -20,7 +20,7 @@ SITES, LAYERS, EXPERTS = ("l.0.mlp", "l.1.mlp"), (0, 1), (2, 4)
 def batch():
     """Returns two samples, one of each source."""
     ids = torch.zeros(2, 3, dtype=torch.int64)
-    return Batch(ids, ids, ids.bool(), None, None, torch.tensor([0, 1]), ("a1", "b1"), ("a", "b"), 2, 2, 6)
+    return Batch(ids, ids, ids.bool(), None, None, torch.tensor([0, 1]), -ids[:, 0], ("a1", "b1"), ("a", "b"), 2, 2, 6)
 
 
 def output(first, second):

@@ -39,7 +39,8 @@ def inputs(model):
 def batch(given, sources):
     ids_BT, mask_BT = given["input_ids_BT"], given["attention_mask_BT"]
     keys = tuple("abcd"[: len(ids_BT)])
-    return Batch(ids_BT, ids_BT, mask_BT, given["media"], {}, torch.tensor(sources), keys, keys, len(keys), 9, 9)
+    source_B, task_B = torch.tensor(sources), torch.full((len(sources),), -1)
+    return Batch(ids_BT, ids_BT, mask_BT, given["media"], {}, source_B, task_B, keys, keys, len(keys), 9, 9)
 
 
 def test_a_forward_tells_what_experts_did_with_each_sample():

@@ -129,7 +129,8 @@ class RoutingTape:
     def _sample_logits(self, router: Router, x_BTD: Tensor, site: int) -> Tensor:
         """Returns the logits (B, E) of each sample, from the mean over its prompt."""
         if self._held is not None and site in self._held:
-            return self._held[site]
+            held_BE = self._held[site]
+            return held_BE.repeat_interleave(len(x_BTD) // len(held_BE), dim=0)  # beams of a row stay together
         mask_BT = self._prompt_BT
         if mask_BT is None:
             mask_BT = torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)

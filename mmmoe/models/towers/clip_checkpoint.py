@@ -18,10 +18,28 @@ TABLES = ("positional_embedding", "trunk.pos_embed")
 
 
 def read_visual(path: Path, name: str) -> dict[str, Tensor]:
-    """Returns the vision half of a CLIP checkpoint: safetensors, or a plain state dict of torch."""
+    """Returns the vision half of a CLIP checkpoint; see `read_checkpoint`."""
+    state = read_checkpoint(path, name)
+    visual = {key.removeprefix("visual."): tensor.float() for key, tensor in state.items() if key.startswith("visual.")}
+    if not visual:
+        raise ValueError(f"{path} has no tensor named visual.*; is it an open_clip checkpoint of {name}?")
+    return visual
+
+
+def read_checkpoint(path: Path, name: str, where: str = "tower.path") -> dict[str, Tensor]:
+    """Returns the tensors of a CLIP checkpoint: safetensors, or a plain state dict of torch.
+
+    Args:
+        path: of the file.
+        name: of the architecture, for messages.
+        where: what the path is called in messages.
+
+    Raises:
+        ValueError: There is no such file, or it holds code.
+    """
     if not path.is_file():
         raise ValueError(
-            f"tower.path {path} does not exist; put an open_clip checkpoint of {name} there (nothing is downloaded)"
+            f"{where} {path} does not exist; put an open_clip checkpoint of {name} there (nothing is downloaded)"
         )
     if path.suffix == ".safetensors":
         state = load_file(path)
@@ -32,11 +50,7 @@ def read_visual(path: Path, name: str) -> dict[str, Tensor]:
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    visual = {key.removeprefix("visual."): tensor.float() for key, tensor in state.items() if key.startswith("visual.")}
-    if not visual:
-        raise ValueError(f"{path} has no tensor named visual.*; is it an open_clip checkpoint of {name}?")
-    return visual
+    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
 
 def fitted(state: Mapping[str, Tensor], visual: nn.Module, grid: tuple[int, int], path: Path) -> dict[str, Tensor]:

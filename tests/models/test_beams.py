@@ -1,0 +1,83 @@
+"""Beam search: one beam is greedy, many are an exhaustive search, and a batch is its rows one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models_toy import randomise, toy_model
+
+from mmmoe.models.beams import beam_search
+
+STOPS = frozenset([2])
+
+
+def prompt_of(model, rows):
+    longest = max(len(row) for row in rows)
+    ids_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask_BT = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
+    return model._splice(ids_BT, mask_BT, None, None, None, left=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = toy_model()
+    randomise(model)
+    return model.eval()
+
+
+ROWS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 4]]
+
+
+@torch.no_grad()
+def likelihood(model, row, answer):
+    """The mean log-likelihood of an answer's tokens, each from a pass over all before it."""
+    total = 0.0
+    for place in range(len(answer)):
+        ids = torch.tensor([row + answer[:place]])
+        logits = model.logits(ids, torch.ones_like(ids).bool())[0, -1]
+        total += float(logits.float().log_softmax(-1)[answer[place]])
+    return total / len(answer)
+
+
+@torch.no_grad()
+def test_one_beam_is_greedy(model):
+    ids = torch.tensor([[0, 0, 5, 6, 7], [0, 0, 0, 8, 9]])
+    mask = ids > 0
+    greedy = model.generate(ids, mask, max_new_tokens=6, eos_id=None)
+    prompt = model._splice(ids, mask, None, None, None, left=True)
+    assert beam_search(model.language, model.head, prompt, 1, 6, frozenset()) == greedy
+
+
+@torch.no_grad()
+def test_a_batch_is_its_rows_one_by_one(model):
+    whole = beam_search(model.language, model.head, prompt_of(model, ROWS), 4, 5, STOPS)
+    alone = [beam_search(model.language, model.head, prompt_of(model, [row]), 4, 5, STOPS)[0] for row in ROWS]
+    assert whole == alone
+
+
+@torch.no_grad()
+def test_as_many_beams_as_there_are_continuations_find_the_best(model):
+    vocabulary = model.language.config.vocab_size
+    found = beam_search(model.language, model.head, prompt_of(model, ROWS[:1]), vocabulary, 2, frozenset())[0]
+    firsts = torch.arange(vocabulary)[:, None]
+    ids = torch.cat([torch.tensor([ROWS[0]]).expand(vocabulary, -1), firsts], dim=1)
+    steps = model.logits(ids, torch.ones_like(ids).bool()).float().log_softmax(-1)
+    both = steps[:, -2].gather(1, firsts) + steps[:, -1]  # every pair of tokens
+    assert found == list(divmod(int(both.argmax()), vocabulary))
+
+
+@torch.no_grad()
+def test_more_beams_never_find_a_less_likely_answer_of_fixed_length(model):
+    one, many = (
+        beam_search(model.language, model.head, prompt_of(model, ROWS), beams, 4, frozenset()) for beams in (1, 8)
+    )
+    for row, few, found in zip(ROWS, one, many, strict=True):
+        assert likelihood(model, row, found) >= likelihood(model, row, few) - 1e-6
+
+
+@torch.no_grad()
+def test_an_answer_has_no_end_in_it_and_a_penalty_keeps_it_from_repeating(model):
+    for answer in beam_search(model.language, model.head, prompt_of(model, ROWS), 3, 8, STOPS):
+        assert not STOPS & set(answer)
+    strict = beam_search(model.language, model.head, prompt_of(model, ROWS), 3, 8, frozenset(), 1e6)
+    assert all(len(set(answer)) == len(answer) for answer in strict)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mmmoe.models.position_tables import resized
 
 TABLES = ("positional_embedding", "trunk.pos_embed")
 """Names of the table of positions: of open_clip's own transformers, and of timm's."""
@@ -83,16 +84,11 @@ def _interpolated(table: Tensor, shape: torch.Size, grid: tuple[int, int]) -> Te
     """Returns a table of positions, bicubically interpolated to another grid; those of class tokens stay.
 
     Without antialiasing and without aligned corners, as MoVA's `resize_image_embeddings` and the CLIP and DINOv2 of
-    transformers. open_clip's own `resize_pos_embed` antialiases, which in torch is another cubic kernel (a = -0.5
-    instead of -0.75) also where a table grows. A table that is no square grid is left as it is.
+    transformers; open_clip's own `resize_pos_embed` antialiases. A table that is no square grid is left as it is.
     """
     width, num_prefix = shape[-1], math.prod(shape[:-1]) - math.prod(grid)
     num_patches = math.prod(table.shape[:-1]) - num_prefix
     side = math.isqrt(max(0, num_patches))
     if table.shape[-1] != width or side * side != num_patches:
         return table
-    rows_PC = table.reshape(-1, width)
-    map_1CHW = rows_PC[num_prefix:].T.reshape(1, width, side, side).float()
-    map_1CHW = F.interpolate(map_1CHW, size=grid, mode="bicubic", align_corners=False)
-    resized_PC = map_1CHW.flatten(2)[0].T.to(table.dtype)
-    return torch.cat([rows_PC[:num_prefix], resized_PC]).reshape(shape)
+    return resized(table.reshape(-1, width), grid, num_prefix).reshape(shape)

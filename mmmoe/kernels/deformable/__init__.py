@@ -1,0 +1,1 @@
+"""Attention to a few points of several maps, read between their cells."""

@@ -85,6 +85,21 @@ def evaluate(folder: Folder, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="a run folder, or a finished stage's")],
+    prompt: Annotated[str, typer.Argument(help="what is to be drawn")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="image=FILE out=FOLDER count=4 seed=42 steps=30 guidance=7.5")
+    ] = None,
+) -> None:
+    """Draw pictures from a prompt, or edit one, with a model that draws (TextHarmony)."""
+    from mmmoe.stages.generate import generate as generate_pictures
+
+    for path in generate_pictures(folder, prompt, settings or []):
+        console.print(str(path), soft_wrap=True)
+
+
+@app.command()
 def report(
     folder: Folder,
     benches: Annotated[list[Path] | None, typer.Argument(help="files of `mmmoe bench vision_experts --json`")] = None,

@@ -26,6 +26,8 @@ class Template(Protocol):
     """Turns a dialogue into ids."""
 
     tokenizer: Any
+    letters: Any
+    """Finds the letters that a prompt asks to be shown, of a model that draws; else None."""
 
     def encode(self, turns: Sequence[Turn], /) -> Encoded:
         """Returns ids and labels; only the assistant's answer has labels."""
@@ -60,6 +62,13 @@ class Model(Protocol):
 
     def generate(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """Returns new ids for left-padded prompts: max_new_tokens, eos_id and pad_id are given."""
+
+    def draw(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the image (B, 3, H, W) that each left-padded prompt asks for: steps, guidance and seeds are given.
+
+        Raises:
+            TypeError: The model draws no images.
+        """
 
 
 class QuestionGuide(Protocol):

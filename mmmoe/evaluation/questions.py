@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmmoe.data.media import KINDS, count_marks
+from mmmoe.evaluation.location import box_of
 from mmmoe.evaluation.media import Files
 from mmmoe.evaluation.spec import BenchmarkSpec
 from mmmoe.paths import resolve
@@ -33,6 +34,8 @@ class Question:
     audio: Path | None = None
     routing: tuple[int, ...] | None = ()
     """0 or 1 for each vision expert, of a model that has some; None where it is to say itself which it wants."""
+    reference: Path | None = None
+    """What a drawing might look like; the judge's score on references is the most that drawings can reach."""
 
     @property
     def media(self) -> Mapping[str, Files]:
@@ -87,7 +90,7 @@ def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(row, dict):
         return {}, [f"expected an object, got {type(row).__name__}"]
     problems = [f"field {name!r} is missing" for name in ("id", "question", "answer") if name not in row]
-    for name in ("question", "answer", "domain", *KINDS):
+    for name in ("question", "answer", "domain", "reference", *KINDS):
         value = row.get(name)
         if name == "video" and isinstance(value, list) and value and all(isinstance(frame, str) for frame in value):
             continue
@@ -112,8 +115,13 @@ def _check(row: dict[str, Any], spec: BenchmarkSpec, folder: Path) -> list[str]:
             problems.append(f"the question holds {kind.mark} but `{name}` is null; name the file or remove the mark")
         if marks[name] > 1:
             problems.append(f"the question holds {kind.mark} more than once; a question has one {name}")
+    reference = row.get("reference")
+    if reference is not None and not (folder / reference).is_file():
+        problems.append(f"no reference at {folder / reference}; it is relative to the benchmark file's folder")
     if not (row["answer"] or "").strip():
         problems.append("the answer is empty")
+    elif spec.kind == "location" and box_of(row["answer"]) is None:
+        problems.append(f"answer {row['answer']!r} names no box; give left, top, right and bottom")
     choices = row.get("choices") or []
     if spec.kind == "multiple_choice":
         if len(choices) < 2:
@@ -138,6 +146,7 @@ def _question(row: dict[str, Any], spec: BenchmarkSpec, folder: Path) -> Questio
         video=files["video"] if isinstance(row.get("video"), list) else single["video"],
         speech=single["speech"],
         audio=single["audio"],
+        reference=None if row.get("reference") is None else folder / row["reference"],
     )
 
 

@@ -8,13 +8,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmoe import dist
+from mmmoe.evaluation.drawing import Written, as_picture, ceiling, judged, save
+from mmmoe.evaluation.judge import OcrJudge
+from mmmoe.evaluation.location import is_there
 from mmmoe.evaluation.metrics import chance, interval, is_correct, majority, normalise
 from mmmoe.evaluation.questions import Question, load_questions
 from mmmoe.evaluation.routing import judge_routing, with_routing
@@ -46,6 +49,8 @@ class Answer:
     audio: str | None = None
     routing: list[int] = field(default_factory=list)
     """0 or 1 for each vision expert; empty where the model has none."""
+    drawn: str | None = None
+    """The picture that was drawn; the prediction is then what the judge reads on it."""
 
 
 def evaluate_all(
@@ -76,6 +81,8 @@ def evaluate(
     """
     exams = [(benchmark, load_questions(benchmark)) for benchmark in spec.benchmarks]
     subject.batch = spec.batch
+    if spec.beams > 1 or spec.repetition_penalty != 1.0:
+        subject.decoding = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
     rows = []
     with _progress() as progress:
         for benchmark, questions in exams:
@@ -86,7 +93,7 @@ def evaluate(
                 progress.advance(task, amount)
 
             started = time.perf_counter()
-            answers, prompts = _sit(subject, benchmark, asked, spec, blind, advance)
+            answers, prompts = _sit(subject, benchmark, asked, spec, blind, advance, out_folder / variant)
             seconds = time.perf_counter() - started
             if dist.rank() == 0:
                 _write_answers(out_folder / variant / f"{benchmark.name}.jsonl", answers)
@@ -100,6 +107,7 @@ def evaluate(
                     partial=len(asked) < len(questions),
                     resamples=spec.bootstrap,
                     seconds=seconds,
+                    measures=_measures(benchmark, spec, asked, answers),
                 )
             )
     if dist.rank() == 0:
@@ -128,38 +136,85 @@ def _sit(
     spec: EvaluationSpec,
     blind: bool,
     advance: Advance,
+    out_folder: Path,
 ) -> tuple[list[Answer], str]:
     """Returns the answers of all processes in question order, and the digest of all prompts."""
     mine = with_routing(subject, share(questions), spec.routing, blind)
-    if benchmark.kind == "multiple_choice":
+    if benchmark.kind == "drawing":
+        number = {question.id: place for place, question in enumerate(questions)}
+        answers = _draw(subject, mine, [number[q.id] for q in mine], spec, blind, advance, out_folder / benchmark.name)
+    elif benchmark.kind == "multiple_choice":
         scored = subject.score(mine, blind, advance)
         answers = [_choose(question, scores) for question, scores in zip(mine, scored, strict=True)]
     else:
         texts = subject.generate(mine, benchmark.max_new_tokens, blind, advance)
-        answers = [_answer(question, text, []) for question, text in zip(mine, texts, strict=True)]
+        is_right = is_there if benchmark.kind == "location" else is_correct
+        answers = [
+            _answer(question, text, [], is_right(text, question.answer))
+            for question, text in zip(mine, texts, strict=True)
+        ]
     hashes = [subject.prompt_hash(question) for question in mine]
     everything, prompts = joined(answers), "".join(joined(hashes))
     assert len(everything) == len(questions), "the process group must be joined (dist.start) before an evaluation"
     return everything, hashlib.sha256(prompts.encode()).hexdigest()[:12]
 
 
+def _draw(
+    subject: Subject,
+    questions: Sequence[Question],
+    numbers: Sequence[int],
+    spec: EvaluationSpec,
+    blind: bool,
+    advance: Advance,
+    folder: Path,
+) -> list[Answer]:
+    """Draws a picture a question, files it and returns what a judge reads on it."""
+    assert spec.drawing is not None, "the spec asks for one"
+    pixels = subject.draw(
+        questions,
+        [spec.drawing.seed + number for number in numbers],
+        steps=spec.drawing.steps,
+        guidance=spec.drawing.guidance,
+        blind=blind,
+        advance=advance,
+    )
+    pictures = [as_picture(one) for one in pixels]
+    paths = save(pictures, questions, folder)
+    seen = judged(OcrJudge(spec.drawing.judge), pictures, [question.answer for question in questions])
+    return [
+        replace(_answer(question, text, [], is_right), drawn=path)
+        for question, text, is_right, path in zip(questions, seen.texts, seen.correct, paths, strict=True)
+    ]
+
+
+def _measures(
+    benchmark: BenchmarkSpec, spec: EvaluationSpec, questions: Sequence[Question], answers: Sequence[Answer]
+) -> dict[str, float]:
+    """Returns what else is told of a benchmark whose answers were drawn."""
+    if benchmark.kind != "drawing":
+        return {}
+    assert spec.drawing is not None, "the spec asks for one"
+    written = Written([answer.prediction for answer in answers], [answer.correct for answer in answers])
+    best = ceiling(OcrJudge(spec.drawing.judge), questions)
+    return written.measures([question.answer for question in questions], best)
+
+
 def _choose(question: Question, scores: list[float]) -> Answer:
     """Returns the most likely choice; none when no choice could be scored."""
     best = max(range(len(scores)), key=scores.__getitem__)
     prediction = question.choices[best] if math.isfinite(scores[best]) else ""
-    return _answer(question, prediction, scores)
-
-
-def _answer(question: Question, prediction: str, scores: list[float]) -> Answer:
     # A choice is one of the listed texts or it is not; only free answers are compared after normalisation.
-    right = prediction == question.answer if scores else is_correct(prediction, question.answer)
+    return _answer(question, prediction, scores, prediction == question.answer)
+
+
+def _answer(question: Question, prediction: str, scores: list[float], is_right: bool) -> Answer:
     return Answer(
         id=question.id,
         image=_named(question.image),
         question=question.text,
         answer=question.answer,
         prediction=prediction,
-        correct=right,
+        correct=is_right,
         choices=list(question.choices),
         scores=[score if math.isfinite(score) else None for score in scores],
         domain=question.domain,
@@ -188,6 +243,7 @@ def _row(
     partial: bool,
     resamples: int,
     seconds: float,
+    measures: dict[str, float],
 ) -> ScoreRow:
     """Returns the score with what is needed to judge it."""
     outcomes = [answer.correct for answer in answers]
@@ -207,4 +263,5 @@ def _row(
         partial=partial,
         prompt_hash=prompt_hash,
         seconds=round(seconds, 3),
+        measures={name: round(value, 4) for name, value in measures.items()},
     )

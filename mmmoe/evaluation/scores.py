@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmmoe.evaluation.shares import write_text
@@ -36,6 +36,8 @@ class ScoreRow:
     prompt_hash: str
     """Digest of all prompts; scores with different ones do not compare."""
     seconds: float
+    measures: dict[str, float] = field(default_factory=dict)
+    """What else was measured, by name."""
 
 
 def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:

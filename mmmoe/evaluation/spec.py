@@ -18,11 +18,26 @@ class BenchmarkSpec(Spec):
     """Names its rows and its answer file."""
     file: str
     """JSON Lines: id, question, answer, image, video, speech or audio, and choices where there are any."""
-    kind: Literal["multiple_choice", "short_answer"]
-    """multiple_choice: the choice with the highest log-likelihood; short_answer: greedy generation, exact match."""
+    kind: Literal["multiple_choice", "short_answer", "location", "drawing"]
+    """multiple_choice: the choice with the highest log-likelihood; short_answer: greedy generation, exact match;
+    location: likewise, four numbers whose box overlaps the right one by half (Acc@0.5); drawing: the model draws, and a
+    judge must read the answer on the picture."""
     domain: str = "general"
     max_new_tokens: int = Field(default=8, ge=1)
     """Longest generated answer."""
+
+
+class DrawingSpec(Spec):
+    """How pictures are drawn and judged."""
+
+    judge: str
+    """ONNX file of a recogniser of lines of text (PaddleOCR's form), which reads what was drawn."""
+    steps: int = Field(default=30, ge=1)
+    """Steps of the sampler; TextHarmony's release takes 30."""
+    guidance: float = Field(default=7.5, ge=0.0)
+    """Weight of classifier-free guidance; 1 is none."""
+    seed: int = 42
+    """Question n is drawn with seed + n."""
 
 
 class EvaluationSpec(Spec):
@@ -43,6 +58,12 @@ class EvaluationSpec(Spec):
     its own; those that lower the loss of the right answer (labels); random ones; none; all; or a list of names."""
     routing_labels: int | None = Field(default=None, ge=1)
     """Of so many questions of each benchmark, hold the routing against the labels; null: of none."""
+    beams: int = Field(default=1, ge=1)
+    """Continuations that generated answers are the best of; TextHarmony's release takes 5."""
+    repetition_penalty: float = Field(default=1.0, gt=0.0)
+    """Divides the logits of tokens that an answer has already; TextHarmony's release takes 1.3."""
+    drawing: DrawingSpec | None = None
+    """Needed by benchmarks of kind drawing."""
     bootstrap: int = Field(default=1000, ge=100)
     """Resamples for the 95 % intervals."""
 
@@ -51,4 +72,11 @@ class EvaluationSpec(Spec):
         names = [benchmark.name for benchmark in self.benchmarks]
         if len(set(names)) != len(names):
             raise ValueError(f"benchmark names must differ, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _drawings_have_a_judge(self) -> EvaluationSpec:
+        drawn = [benchmark.name for benchmark in self.benchmarks if benchmark.kind == "drawing"]
+        if drawn and self.drawing is None:
+            raise ValueError(f"benchmark {drawn[0]!r} is of kind drawing: give evaluation.drawing with a judge")
         return self

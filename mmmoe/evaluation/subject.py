@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmmoe.config.ids import IGNORE_ID, MEDIA_IDS
+from mmmoe.config.ids import IGNORE_ID, LETTERS_VIEW, MEDIA_IDS
 from mmmoe.data.media import KINDS, kind_of
 from mmmoe.data.record import Turn
 from mmmoe.data.transform import Transform
@@ -21,6 +21,8 @@ from mmmoe.evaluation.protocol import Model, QuestionGuide, Template
 from mmmoe.evaluation.questions import Question
 
 MARK_ORDER = ("image", "speech", "audio", "video")
+TaskRule = Callable[[str, bool], int]
+"""From a question and whether a picture is asked for to the number of its task, of families that tell tasks apart."""
 Advance = Callable[[float], None]
 """Told how many questions (or parts of one) were just answered."""
 
@@ -37,6 +39,8 @@ class _Row:
     """By view, the items that the ids still have a placeholder for; None: the blank one."""
     beside: Mapping[str, Tensor]
     """By view, what goes with an item besides."""
+    task: int = -1
+    """Number of the answer's task (`config/ids.TASKS`)."""
 
 
 class Subject:
@@ -55,13 +59,17 @@ class Subject:
         batch: int = 64,
         cache: Path | None = None,
         guide: QuestionGuide | None = None,
+        task: TaskRule | None = None,
     ) -> None:
         self.batch = batch
+        self.decoding: dict[str, Any] = {}
+        """How answers are generated, where not greedily: beams and repetition_penalty."""
         self._model = model
         self._template = template
         self._device = device
         self._features = features_by_view(model, transforms, device, cache)
         self.guide = guide
+        self._task = task
 
     def prompt_hash(self, question: Question) -> str:
         """Returns a digest of the prompt's ids; it changes with the template, the tokenizer and the wording."""
@@ -114,6 +122,7 @@ class Subject:
                     max_new_tokens=max_new_tokens,
                     eos_id=tokenizer.eos_token_id,
                     pad_id=tokenizer.pad_token_id,
+                    **self.decoding,
                 )
                 for row, answer in zip(part, ids, strict=True):
                     answers[row.question] = tokenizer.decode(answer, skip_special_tokens=True).strip()
@@ -121,8 +130,44 @@ class Subject:
                     advance(len(part))
         return answers
 
+    def draw(
+        self,
+        questions: Sequence[Question],
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        guidance: float,
+        blind: bool = False,
+        advance: Advance | None = None,
+    ) -> list[Tensor]:
+        """Returns the picture (3, H, W), values 0 to 1, that each question asks for, one seed a question."""
+        rows: list[_Row] = []
+        letters = self._template.letters
+        for index, question in enumerate(questions):
+            input_ids = self._template.prompt(_turns(question))
+            row = self._row(index, 0, input_ids, [IGNORE_ID] * len(input_ids), question, blind, draws=True)
+            asked = {} if letters is None else {LETTERS_VIEW: letters.padded(input_ids)[None]}
+            rows.append(replace(row, beside={**row.beside, **asked}))
+        drawn: dict[int, Tensor] = {}
+        with self._answering():
+            for part in self._batches(rows):
+                inputs = self._inputs(part, pad_left=True, with_labels=False)
+                own = [seeds[row.question] for row in part]
+                pixels = self._model.draw(**inputs, steps=steps, guidance=guidance, seeds=own)
+                drawn.update(zip([row.question for row in part], pixels.cpu(), strict=True))
+                if advance is not None:
+                    advance(len(part))
+        return [drawn[index] for index in range(len(questions))]
+
     def _row(
-        self, index: int, choice: int, input_ids: list[int], labels: list[int], question: Question, blind: bool
+        self,
+        index: int,
+        choice: int,
+        input_ids: list[int],
+        labels: list[int],
+        question: Question,
+        blind: bool,
+        draws: bool = False,
     ) -> _Row:
         # The template may have cut a placeholder off; what is gone is not encoded.
         kept = {kind: item for kind, item in question.media.items() if MEDIA_IDS[kind] in input_ids}
@@ -142,7 +187,8 @@ class Subject:
             for view in self._features
             if view in views and kind_of(view) in kept
         }
-        return _Row(index, choice, input_ids, labels, media, beside)
+        task = -1 if self._task is None else self._task(question.text, draws)
+        return _Row(index, choice, input_ids, labels, media, beside, task)
 
     def _with_chunks(self, row: _Row) -> _Row:
         """Returns the row with the placeholder of a sound once a chunk."""
@@ -201,6 +247,8 @@ class Subject:
         }
         if beside:
             inputs["media"] = beside
+        if any(row.task >= 0 for row in rows):
+            inputs["task_B"] = torch.tensor([row.task for row in rows], device=self._device)
         if with_labels:
             inputs["labels_BT"] = labels_BT.to(self._device)
         return inputs

@@ -1,4 +1,4 @@
-"""What a stage may add to a model: plain LoRA, routed LoRA experts, or a sparse mixture of whole experts."""
+"""What a stage may add to a model: plain LoRA, routed LoRA experts, Slide-LoRA, a sparse mixture of whole experts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 
 from mmmoe.models.lora.inject import inject
 from mmmoe.models.lora.routing import Routed
-from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
+from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec, SlideLoRASpec
 from mmmoe.models.moe.place import ExpertPlace
 from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.moe.upcycle import upcycle
 
-AdapterSpec = Annotated[LoRASpec | ExpertsSpec | MoESpec, Field(discriminator="kind")]
+AdapterSpec = Annotated[LoRASpec | ExpertsSpec | SlideLoRASpec | MoESpec, Field(discriminator="kind")]
 
 
 def adapt(model: nn.Module, spec: AdapterSpec, place: ExpertPlace) -> Routed | None:

@@ -42,6 +42,7 @@ from mmmoe.models.towers.pix2struct import Pix2StructTower
 from mmmoe.models.towers.sam import SamTower
 from mmmoe.models.towers.spec import TowerSpec
 from mmmoe.models.towers.spectrogram_efficientnet import SpectrogramEfficientNetTower
+from mmmoe.models.towers.vit_adapter import ViTAdapterTower
 from mmmoe.models.towers.whisper import WhisperTower
 
 
@@ -154,6 +155,7 @@ TOWERS: dict[str, Callable[..., Any]] = {
     "dinov2": Dinov2Tower,
     "sam": SamTower,
     "pix2struct": Pix2StructTower,
+    "vit_adapter": ViTAdapterTower,
     "onnx": OnnxTower,
     "whisper": WhisperTower,
     "ast": ASTTower,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmmoe.models.keys import canonical
+from mmmoe.models.lora.slide import SlideGate
 from mmmoe.models.towers.tower import Tower
 
 # A component of a parameter's name that marks an adapter -> the part it is counted under.
@@ -25,9 +26,10 @@ class PartCount:
 def parameter_table(model: nn.Module) -> list[PartCount]:
     """Returns one row a part: the model's children, then LoRA, experts and routers. Shared tensors count once.
 
-    LoRA on whole experts counts as LoRA, LoRA experts as experts.
+    LoRA on whole experts counts as LoRA, LoRA experts as experts, and a Slide-LoRA's gate with the routers.
     """
-    totals: dict[str, list[int]] = {name: [0, 0] for name, _ in model.named_children()}
+    parts = [name for name, child in model.named_children() if not isinstance(child, SlideGate)]
+    totals: dict[str, list[int]] = {name: [0, 0] for name in parts}
     for name, parameter in model.named_parameters():
         pieces = canonical(name).split(".")
         marks = [ADAPTERS[piece] for piece in pieces if piece in ADAPTERS]

@@ -16,6 +16,7 @@ from mmmoe.models.adapters import AdapterSpec, adapt
 from mmmoe.models.beams import beam_search
 from mmmoe.models.generation import greedy
 from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing
+from mmmoe.models.lora.slide import SlideGate
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.output import ModelOutput, VisionStatistics
 from mmmoe.models.recompute import recompute_layers
@@ -43,6 +44,7 @@ class SplicedModel(nn.Module):
         self.max_positions = max_positions
         self.adapters: list[AdapterSpec] = []
         self.routed: list[Routed] = []
+        self.slide: SlideGate | None = None
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -70,7 +72,13 @@ class SplicedModel(nn.Module):
         """Is told each batch before its media are looked at."""
 
     def read(self, spliced: Splice, task_B: Tensor | None) -> None:
-        """Is shown each batch as the language model will read it, and the task of each row (`config/ids.TASKS`)."""
+        """Is shown each batch as the language model will read it, and the task of each row (`config/ids.TASKS`).
+
+        Tells the gate of a Slide-LoRA, which may read the prompt's words: an image's hundreds of positions would drown
+        them in the mean.
+        """
+        if self.slide is not None:
+            self.slide.turn(task_B, spliced.embeddings_BTD, spliced.prompt() & (spliced.kind_BT == 0))
 
     def finished(
         self,
@@ -164,7 +172,7 @@ class SplicedModel(nn.Module):
         if num_samples == 0:
             input_ids_BT = input_ids_BT.new_zeros(1, 2)
             attention_mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool)
-            labels_BT, task_B = None, None
+            labels_BT, task_B = None, input_ids_BT.new_zeros(1)
         spliced = self._splice(input_ids_BT, attention_mask_BT, labels_BT, media, features)
         self.read(spliced, task_B)
         with recording(self.routed, spliced.prompt(), spliced.mask_BT) as rows:
@@ -174,6 +182,8 @@ class SplicedModel(nn.Module):
         if self.routed:
             positions = Positions(spliced.mask_BT, spliced.kind_BT, self.modalities)
             output = with_routing(output, self.routed, rows, positions)
+        if self.slide is not None:
+            output = self.slide.with_loss(output)
         return self.finished(output, spliced, hidden_BTD, media or {}, features or {}).cut(num_samples)
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ NAMES = {
     "dinov2": "DINOv2",
     "sam": "Segment Anything",
     "pix2struct": "Pix2Struct",
+    "vit_adapter": "CLIP",
 }
 """What stands in the folder of a part; others hold a language model."""
 SAMPLE_BYTES = 2**20

@@ -17,7 +17,7 @@ from mmmoe.engine.checkpoint import read
 from mmmoe.log import logger
 from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.language import tokenizer_folder
-from mmmoe.models.lora.spec import BalanceSpec, LoRASpec
+from mmmoe.models.lora.spec import BalanceSpec, LoRASpec, SlideLoRASpec
 from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.spec import ModelSpec, MoVASpec
 from mmmoe.models.weights import weight_files
@@ -121,7 +121,7 @@ def _depends_on_cut(adapter: AdapterSpec) -> bool:
         gate, dropout = adapter.gate, adapter.lora.dropout if adapter.lora else 0.0
         is_cut = gate.capacity_factor is not None or _is_balanced_by_cut(adapter.balance)
         return dropout > 0 or gate.jitter > 0 or is_cut
-    if adapter.dropout > 0 or isinstance(adapter, LoRASpec):
+    if adapter.dropout > 0 or isinstance(adapter, LoRASpec | SlideLoRASpec):
         return adapter.dropout > 0
     return adapter.router.jitter > 0 or _is_balanced_by_cut(adapter.balance)
 

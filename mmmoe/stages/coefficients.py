@@ -7,7 +7,7 @@ from typing import Any
 
 from mmmoe.models.lora.block import FFNExperts
 from mmmoe.models.lora.routing import Routed
-from mmmoe.models.lora.spec import ExpertsSpec
+from mmmoe.models.lora.spec import ExpertsSpec, SlideLoRASpec
 from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.stages.spec import StageSpec
@@ -47,6 +47,20 @@ def idle_coefficients(model: SplicedModel, stage: StageSpec) -> Iterator[str]:
             yield (
                 f"adapters.{place}.balance.{key}: {weight} weighs a term of routers that do not train; "
                 f"put '*.router.*' under trains{_other_cure(spec, key)}"
+            )
+    yield from _idle_gate(model, stage)
+
+
+def _idle_gate(model: SplicedModel, stage: StageSpec) -> Iterator[str]:
+    """Yields a sentence if the stage weighs the loss of a Slide-LoRA's gate, and the gate is frozen."""
+    for place, spec in enumerate(stage.adapters):
+        if not isinstance(spec, SlideLoRASpec) or spec.gate_weight == 0:
+            continue
+        gate: Any = model.slide
+        if not any(parameter.requires_grad for parameter in gate.parameters()):
+            yield (
+                f"adapters.{place}.gate_weight: {spec.gate_weight} weighs the loss of a gate that does not train; "
+                "put 'slide.router.*' under trains, or use gate: label"
             )
 
 

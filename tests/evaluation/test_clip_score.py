@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_told(tmp_path):
         ClipJudge.load("ViT-X", "nowhere")
     with pytest.raises(ValueError, match="ViT-B-16-SigLIP is no plain CLIP"):
         ClipJudge.load("ViT-B-16-SigLIP", "nowhere")
-    with pytest.raises(ValueError, match="the CLIP judge's checkpoint .* does not exist"):
+    with pytest.raises(ValueError, match=r"the CLIP judge's checkpoint .* does not exist"):
         ClipJudge.load("tiny", tmp_path / "none.safetensors", TINY)
     save_file({"visual.proj": torch.zeros(2)}, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match="does not fit tiny"):

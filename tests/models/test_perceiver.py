@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmmoe.engine.precision import cast_parameters
 from mmmoe.models.connectors import perceiver_names, visual_tokenizer_names
 from mmmoe.models.connectors.perceiver import PerceiverResampler
 from mmmoe.models.connectors.perceiver_spec import PerceiverSpec
@@ -152,6 +153,17 @@ def test_a_visual_tokenizer_adds_positions_and_makes_tokens():
     assert "position_PC" not in dict(made.named_parameters())
     with pytest.raises(ValueError, match="10 channels, but sines and cosines"):
         VisualTokenizer(TOKENIZER, 10, (2, 2), [4], 24)
+
+
+def test_a_visual_tokenizer_in_half_precision_gives_half_precision():
+    torch.manual_seed(0)
+    made = VisualTokenizer(TOKENIZER, 12, (2, 2), [4], 24)
+    exact, _ = made(features(2, 5), [features(2, 16)])
+    cast_parameters(made, torch.bfloat16)
+    assert made.position_PC.dtype == torch.float32
+    tokens, (placed,) = made(features(2, 5), [features(2, 16)])
+    assert (tokens.dtype, placed.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert (tokens.float() - exact).norm() < 0.03 * exact.norm()
 
 
 def test_a_released_visual_tokenizer_is_found_in_the_whole_model():

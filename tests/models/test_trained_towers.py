@@ -14,7 +14,13 @@ from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.language import build_language
 from mmmoe.models.spec import ConnectorSpec, ScratchLanguage
-from mmmoe.models.towers.spec import Dinov2TowerSpec, OpenCLIPTower, Pix2StructTowerSpec, SamTowerSpec
+from mmmoe.models.towers.spec import (
+    Dinov2TowerSpec,
+    OpenCLIPTower,
+    Pix2StructTowerSpec,
+    SamTowerSpec,
+    ViTAdapterTowerSpec,
+)
 
 VISION = {"image_size": 8, "patch_size": 4, "width": 12, "head_width": 6, "layers": 2}
 CLIP = OpenCLIPTower(name="tiny", path=None, layer=-1, config={"embed_dim": 8, "vision_cfg": VISION})
@@ -36,9 +42,13 @@ PIX2STRUCT = {
         "num_attention_heads": 2, "initializer_range": 0.3,
     },
 }  # fmt: skip
+VIT_ADAPTER = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4,
+    "num_attention_heads": 2, "image_size": 16, "patch_size": 4,
+}  # fmt: skip
 SPECS = [
     CLIP, Dinov2TowerSpec(config=DINO), SamTowerSpec(config=SAM, strides=[7]),
-    Pix2StructTowerSpec(config=PIX2STRUCT, image_size=16),
+    Pix2StructTowerSpec(config=PIX2STRUCT, image_size=16), ViTAdapterTowerSpec(config=VIT_ADAPTER, prior_width=4),
 ]  # fmt: skip
 
 

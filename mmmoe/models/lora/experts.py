@@ -11,20 +11,29 @@ from torch.nn import functional as F
 from mmmoe.kernels.grouped_lora.cost import Strategy
 from mmmoe.kernels.grouped_lora.op import grouped_lora
 from mmmoe.models.lora.router import Choice
-from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
+from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec, SlideLoRASpec
 
 
 class LoRAExperts(nn.Module):
     """Adds scale * sum_k g_k B_e A_e dropout(x) to a frozen layer's output.
 
-    A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B starts at zero, so a fresh stack changes nothing. Every expert takes
-    part in the graph of every forward, chosen or not, so no parameter is ever left without a gradient.
+    A is drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), B starts at zero, so a fresh stack changes nothing. Every expert
+    takes part in the graph of every forward, chosen or not, so no parameter is ever left without a gradient.
     """
 
-    def __init__(self, experts: int, in_features: int, out_features: int, spec: LoRASpec | ExpertsSpec) -> None:
+    def __init__(
+        self,
+        experts: int,
+        in_features: int,
+        out_features: int,
+        spec: LoRASpec | ExpertsSpec | SlideLoRASpec,
+        fan_in: int | None = None,
+    ) -> None:
+        """Draws fresh factors; `fan_in` is the number of inputs if it is not given."""
         super().__init__()
         rank = spec.rank
-        self.scale = spec.alpha / (math.sqrt(rank) if spec.rslora else rank)
+        self.scale = spec.scale
+        self.fan_in = fan_in or in_features
         self.dropout = spec.dropout
         self.strategy: Strategy = "auto"
         self.a_ERD = nn.Parameter(torch.empty(experts, rank, in_features, dtype=torch.float32))
@@ -33,7 +42,7 @@ class LoRAExperts(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws A anew and sets B to zero."""
-        bound = 1.0 / math.sqrt(self.a_ERD.shape[2])
+        bound = 1.0 / math.sqrt(self.fan_in)
         nn.init.uniform_(self.a_ERD, -bound, bound)
         nn.init.zeros_(self.b_EDR)
 

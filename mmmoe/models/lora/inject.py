@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -11,11 +12,12 @@ from mmmoe.models.lora.allocation import experts_by_site
 from mmmoe.models.lora.block import FFNExperts, ProjectionExperts, RoutedBlock, is_gated
 from mmmoe.models.lora.layer import LoRALinear, RoutedLinear
 from mmmoe.models.lora.routing import Routed
-from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec
+from mmmoe.models.lora.slide import SlideGate, SlideLinear
+from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec, SlideLoRASpec
 from mmmoe.models.lora.switch import RowSwitch
 from mmmoe.models.lora.tape import RoutingTape
 
-Adapted = LoRALinear | RoutedLinear | RoutedBlock
+Adapted = LoRALinear | RoutedLinear | RoutedBlock | SlideLinear
 ROUTED: dict[str, type[RoutedLinear] | type[RoutedBlock]] = {
     "linear": RoutedLinear,
     "block": ProjectionExperts,
@@ -23,11 +25,13 @@ ROUTED: dict[str, type[RoutedLinear] | type[RoutedBlock]] = {
 }
 
 
-def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> Routed | None:
+def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec | SlideLoRASpec) -> Routed | None:
     """Swaps the modules that the spec's patterns name for adapted ones; all are found before one is swapped.
 
+    A Slide-LoRA also gives the model its gate, as `slide`.
+
     Returns:
-        The adapter's balance and the tape that its routed layers write on, or None for plain LoRA.
+        The adapter's balance and the tape that its routed layers write on, or None for plain LoRA and Slide-LoRA.
 
     Raises:
         ValueError: if a pattern names no module that can be adapted, or the allocation does not fit the layers.
@@ -38,6 +42,9 @@ def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> Routed | None:
         for name, linear in sites.items():
             assert isinstance(linear, nn.Linear)
             swap(model, name, LoRALinear(linear, spec, switch).to(linear.weight.device))
+        return None
+    if isinstance(spec, SlideLoRASpec):
+        _slide(model, spec, sites)
         return None
     counts = experts_by_site(spec, list(sites))
     tape = RoutingTape(list(sites))
@@ -54,7 +61,28 @@ def eject(model: nn.Module) -> int:
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
     for name in sorted(adapted, key=len, reverse=True):
         swap(model, name, adapted[name].base)
+    owner: Any = model
+    if isinstance(getattr(owner, "slide", None), SlideGate):
+        owner.slide = None
     return len(adapted)
+
+
+def _slide(model: Any, spec: SlideLoRASpec, sites: dict[str, Any]) -> None:
+    """Gives a model a gate and the layers that follow it.
+
+    Raises:
+        ValueError: It has one already.
+    """
+    if getattr(model, "slide", None) is not None:
+        raise ValueError(
+            "this model has a Slide-LoRA already, whose gate sets all its layers: name all sites in one adapter, or "
+            "start from a stage without it (init_from)"
+        )
+    table = model.language.get_input_embeddings()
+    gate = SlideGate(spec, table.embedding_dim).to(table.weight.device)
+    for name, linear in sites.items():
+        swap(model, name, SlideLinear(linear, spec, gate.rows).to(linear.weight.device))
+    model.slide = gate
 
 
 def _switch(model: nn.Module, sites: dict[str, nn.Module]) -> RowSwitch:
@@ -66,10 +94,11 @@ def _switch(model: nn.Module, sites: dict[str, nn.Module]) -> RowSwitch:
     return switch
 
 
-def _sites(model: nn.Module, spec: LoRASpec | ExpertsSpec) -> dict[str, nn.Module]:
+def _sites(model: nn.Module, spec: LoRASpec | ExpertsSpec | SlideLoRASpec) -> dict[str, nn.Module]:
     if isinstance(spec, LoRASpec):
         return find_sites(model, spec.sites, wants_linear=True)
-    found = find_sites(model, spec.sites, wants_linear=spec.level == "linear")
+    is_linear = isinstance(spec, SlideLoRASpec) or spec.level == "linear"
+    found = find_sites(model, spec.sites, wants_linear=is_linear)
     refuse_outside_language(found)
     return found
 

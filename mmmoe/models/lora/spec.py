@@ -146,6 +146,11 @@ class ExpertsSpec(Spec):
     balance: BalanceSpec = BalanceSpec()
 
     @property
+    def scale(self) -> float:
+        """What multiplies B A x."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
     def num_chosen(self) -> int | None:
         """Experts of a token; None where it may be any number."""
         return {"topk": self.router.k, "top_p": None, "dense": None}.get(self.router.selection, 1)
@@ -180,3 +185,59 @@ class ExpertsSpec(Spec):
         if isinstance(self.experts, list):
             return len(set(self.experts)) > 1
         return isinstance(self.experts, AllocationSpec)
+
+
+class SlideLoRASpec(Spec):
+    """Slide-LoRA (TextHarmony, arXiv 2407.16364): experts of each task and experts that all tasks share.
+
+    y = W x + s sum_e g_e B_e A_e x, with one g a sample for all layers and positions: half of it on the experts of the
+    sample's task, half on the shared ones. Experts of other tasks take no part and get a gradient of exactly zero.
+    """
+
+    kind: Literal["slide_lora"] = "slide_lora"
+    sites: list[str] = Field(min_length=1)
+    """Glob patterns over names of linear layers, for example language.*.self_attn.*_proj."""
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    """The scale s is alpha / rank if `scaled`."""
+    scaled: bool = False
+    """The release computes alpha / rank and does not multiply by it: s is 1, whatever alpha."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """On the experts' input, in training."""
+    tasks: int = Field(default=2, ge=1)
+    """Tasks with experts of their own, numbered as `config/ids.TASKS`."""
+    experts_per_task: int = Field(default=1, ge=1)
+    """Experts of each task, and shared ones: (tasks + 1) times as many in all, the shared ones last."""
+    init: Literal["released", "lora"] = "released"
+    """Fresh A: released draws from U(-1/sqrt(in rank), 1/sqrt(in rank)), since Kaiming's rule met a stack; lora from
+    U(-1/sqrt(in), 1/sqrt(in)) as other adapters do."""
+    gate: Literal["keyword", "label", "learned"] = "keyword"
+    """Who knows a sample's task. keyword: the released rule on its question; label: its answer, which is to be an image
+    or not; learned: a linear layer on the mean of the prompt's embeddings, which learns the label by a loss of its
+    own (the release defines such a layer and does not use it)."""
+    mixing: Literal["hard", "soft"] = "hard"
+    """Of a learned gate. hard: the label's experts in training, the more probable task's when there is none or the
+    model answers; soft: experts of all tasks, by the probabilities of their tasks."""
+    gate_weight: float = Field(default=0.0, ge=0.0)
+    """Coefficient of a learned gate's cross-entropy against the label, in the loss."""
+
+    @property
+    def scale(self) -> float:
+        """What multiplies B A x."""
+        return self.alpha / self.rank if self.scaled else 1.0
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of all tasks, and the shared ones."""
+        return (self.tasks + 1) * self.experts_per_task
+
+    @model_validator(mode="after")
+    def _gate_learns_or_does_not(self) -> SlideLoRASpec:
+        if self.gate != "learned" and (self.mixing == "soft" or self.gate_weight > 0):
+            raise ValueError(
+                f"mixing {self.mixing} and gate_weight {self.gate_weight} with gate {self.gate}, which has nothing to "
+                "learn: leave them out, or use gate: learned"
+            )
+        if self.gate == "learned" and self.mixing == "hard" and self.gate_weight == 0:
+            raise ValueError("a learned gate that mixes hard learns from its own loss alone: give gate_weight (1.0)")
+        return self

@@ -91,6 +91,27 @@ class Pix2StructTowerSpec(FolderTower):
     """Side of the square input, a multiple of the patch of 16 pixels: 720 makes 45 x 45 tokens."""
 
 
+class ViTAdapterTowerSpec(FolderTower):
+    """A CLIP image encoder with a ViT-Adapter, TextHarmony's: all tokens of the last layer, and four maps.
+
+    `path` holds the CLIP; the adapter beside it starts fresh and changes none of CLIP's tokens until it is trained.
+    """
+
+    kind: Literal["vit_adapter"] = "vit_adapter"
+    image_size: int | None = Field(default=None, ge=1)
+    """Side of the square input, a multiple of two patches; null means the configuration's. TextHarmony has 896."""
+    heads: int | None = Field(default=None, ge=1)
+    """Heads of the adapter's attention; null means the transformer's."""
+    points: int = Field(default=4, ge=1)
+    """Points that a head samples in each map."""
+    value_ratio: float = Field(default=0.5, gt=0.0)
+    """Width of the sampled values, as a share of the transformer's."""
+    inner_ratio: float = Field(default=0.25, gt=0.0)
+    """Width inside the adapter's feed-forward blocks, as a share of the transformer's."""
+    prior_width: int = Field(default=64, ge=1)
+    """Channels of the first convolutions; later ones have 2 and 4 times as many."""
+
+
 class OnnxTowerSpec(Spec):
     """Any network in a local ONNX file, for experts that no maintained library has. It cannot be trained."""
 
@@ -120,6 +141,7 @@ ImageTowerSpec = Annotated[
     | Dinov2TowerSpec
     | SamTowerSpec
     | Pix2StructTowerSpec
+    | ViTAdapterTowerSpec
     | OnnxTowerSpec,
     Field(discriminator="kind"),
 ]
@@ -203,6 +225,7 @@ TowerSpec = (
     | Dinov2TowerSpec
     | SamTowerSpec
     | Pix2StructTowerSpec
+    | ViTAdapterTowerSpec
     | OnnxTowerSpec
     | WhisperTowerSpec
     | ASTTowerSpec

@@ -16,6 +16,8 @@ from mmmoe.models.recompute import recompute_layers
 Fit = Literal["pad", "stretch", "crop"]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and std of colours that most networks of images were trained with."""
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""The same of CLIP."""
 TRAINED = "-trained-"
 """Stands in a key between what the tower was and what a stage made of it."""
 

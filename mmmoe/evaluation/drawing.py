@@ -1,0 +1,90 @@
+"""Benchmarks whose answers are pictures: drawn, filed as PNG, and read by a judge who knows nothing of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from mmmoe.evaluation.questions import Question
+from mmmoe.evaluation.writing import closeness, is_same
+
+
+class Reader(Protocol):
+    """Who reads what is written on pictures."""
+
+    def read(self, pictures: Sequence[Image.Image], /) -> list[str]:
+        """Returns the text of each picture."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a judge made of the pictures drawn for a benchmark."""
+
+    texts: list[str]
+    """What is read on each."""
+    correct: list[bool]
+    """Whether that is the word that was asked for."""
+
+    def measures(self, answers: Sequence[str], ceiling: float | None) -> dict[str, float]:
+        """Returns what stands beside the share of right pictures.
+
+        `ned` is the mean likeness of words, `shuffled` the share that is right for the next question's word, which a
+        model that does not heed its prompt would reach as well, `judge` the judge's own score on reference pictures.
+        """
+        others = [*answers[1:], *answers[:1]]
+        found = {
+            "ned": _mean([closeness(text, answer) for text, answer in zip(self.texts, answers, strict=True)]),
+            "shuffled": _mean([is_same(text, other) for text, other in zip(self.texts, others, strict=True)]),
+            "shuffled_ned": _mean([closeness(text, other) for text, other in zip(self.texts, others, strict=True)]),
+        }
+        return found if ceiling is None else found | {"judge": ceiling}
+
+
+def judged(reader: Reader, pictures: Sequence[Image.Image], answers: Sequence[str]) -> Written:
+    """Returns what a reader makes of pictures that should show these answers."""
+    texts = reader.read(pictures)
+    return Written(texts, [is_same(text, answer) for text, answer in zip(texts, answers, strict=True)])
+
+
+def ceiling(reader: Reader, questions: Sequence[Question]) -> float | None:
+    """Returns the reader's score on the reference pictures, None where a benchmark has none."""
+    if any(question.reference is None for question in questions):
+        return None
+    pictures = [Image.open(str(question.reference)).convert("RGB") for question in questions]
+    return _mean(judged(reader, pictures, [question.answer for question in questions]).correct)
+
+
+def as_picture(pixels_3HW: Tensor) -> Image.Image:
+    """Returns the picture of values 0 to 1."""
+    bytes_HW3 = (pixels_3HW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(bytes_HW3))
+
+
+def save(pictures: Sequence[Image.Image], questions: Sequence[Question], folder: Path) -> list[str]:
+    """Writes a PNG a question and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{question.id}.png" for question in questions]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    return [str(path) for path in paths]
+
+
+def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Returns pictures of one size in rows, a line of white between them."""
+    wide, high = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (wide + 2) - 2, rows * (high + 2) - 2), "white")
+    for place, picture in enumerate(pictures):
+        row, column = divmod(place, columns)
+        sheet.paste(picture, (column * (wide + 2), row * (high + 2)))
+    return sheet
+
+
+def _mean(values: Sequence[float] | Sequence[bool]) -> float:
+    return float(np.mean([float(value) for value in values])) if values else 0.0

@@ -1,6 +1,6 @@
 """The synchroniser beside a diffusion U-Net: what is being drawn looks at the maps of the image before it.
 
-Letters as in attention.py: N images that can be looked at (one), S cells of an image's maps.
+Letters as in attention.py, and: R images of the I that have one before them, whose maps have S cells.
 """
 
 from __future__ import annotations
@@ -56,13 +56,23 @@ class MapReader(nn.Module):
         self.position_TD: Tensor
         self.centre_T2: Tensor
 
-    def forward(self, sample_IDHW: Tensor, maps_INSC: Tensor, sides: Sequence[Grid], mask_IN: Tensor) -> Tensor:
-        """Returns what is to be added to a sample."""
-        query_ITD = self.query_norm(rearrange(sample_IDHW, "i d h w -> i (h w) d"))
-        query_ITD = query_ITD + self.position_TD.to(query_ITD.dtype)
-        found_ITD = self.attention(query_ITD, self.map_norm(maps_INSC), sides, mask_IN[:, None], self.centre_T2)
-        found_IDHW: Tensor = self.conv(rearrange(found_ITD, "i (h w) d -> i d h w", h=sample_IDHW.shape[2]))
-        return found_IDHW
+    def forward(self, sample_IDHW: Tensor, maps_RSC: Tensor, sides: Sequence[Grid], row_R: Tensor) -> Tensor:
+        """Returns a sample with what these rows of it find in their maps, and the others in none."""
+        found_RDHW = self._find(sample_IDHW[row_R], maps_RSC, sides)
+        return sample_IDHW + self._blind().expand_as(sample_IDHW).index_copy(0, row_R, found_RDHW)
+
+    def _find(self, sample_RDHW: Tensor, maps_RSC: Tensor, sides: Sequence[Grid]) -> Tensor:
+        query_RTD = self.query_norm(rearrange(sample_RDHW, "r d h w -> r (h w) d"))
+        query_RTD = query_RTD + self.position_TD.to(query_RTD.dtype)
+        seen_R11 = torch.ones(len(maps_RSC), 1, 1, dtype=torch.bool, device=maps_RSC.device)
+        found_RTD = self.attention(query_RTD, self.map_norm(maps_RSC)[:, None], sides, seen_R11, self.centre_T2)
+        found_RDHW: Tensor = self.conv(rearrange(found_RTD, "r (h w) d -> r d h w", h=sample_RDHW.shape[2]))
+        return found_RDHW
+
+    def _blind(self) -> Tensor:
+        """Returns what any place finds that sees no image (1, D, 1, 1)."""
+        none_1D11: Tensor = self.conv(self.attention.blind()[0, :, :, None, None])
+        return none_1D11
 
 
 class UNetSynchroniser(nn.Module):
@@ -156,28 +166,31 @@ class UNetSynchroniser(nn.Module):
         self, mid_IDHW: Tensor, skips: Sequence[Tensor], maps: Sequence[Tensor] | None, mask_I: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the middle's sample and the skip tensors, each with what its reader finds."""
-        if maps is None:  # one cell a map, which nobody sees: the same result as maps that are masked
-            maps = [mid_IDHW.new_zeros(len(mid_IDHW), 1, self.channels)] * len(self.sides)
-            sides: Sequence[Grid] = [(1, 1)] * len(self.sides)
-            mask_I = mid_IDHW.new_zeros(len(mid_IDHW))
+        row_R = self._rows(mid_IDHW, maps, mask_I)
+        if maps is None:
+            maps_RSC = mid_IDHW.new_zeros(0, sum(rows * columns for rows, columns in self.sides), self.channels)
         else:
-            sides = self.sides
-        maps_INSC = torch.cat(list(maps), dim=1)[:, None].to(mid_IDHW.dtype)
-        mask_IN = torch.ones_like(maps_INSC[:, :, 0, 0]) if mask_I is None else mask_I[:, None]
-        seen = (maps_INSC, sides, mask_IN.bool())
-        found = [
-            self._read(reader, sample_IDHW, *seen)
-            for reader, sample_IDHW in zip([*self.down, self.mid], [*skips, mid_IDHW], strict=True)
-        ]
-        added = [skip_IDHW + found_IDHW for skip_IDHW, found_IDHW in zip(skips, found[:-1], strict=True)]
-        return mid_IDHW + found[-1], added
+            maps_RSC = torch.cat([map_ISC[row_R] for map_ISC in maps], dim=1).to(mid_IDHW.dtype)
+        places = zip([*self.down, self.mid], [*skips, mid_IDHW], strict=True)
+        *added, mid_IDHW = (self._read(reader, sample_IDHW, maps_RSC, row_R) for reader, sample_IDHW in places)
+        return mid_IDHW, added
 
-    def _read(self, reader: nn.Module, sample_IDHW: Tensor, *seen: Any) -> Tensor:
+    def _rows(self, like: Tensor, maps: Sequence[Tensor] | None, mask_I: Tensor | None) -> Tensor:
+        """Returns the images that have one before them; the host waits for it, to leave the others' work away."""
+        if maps is None:
+            return torch.zeros(0, dtype=torch.int64, device=like.device)
+        if mask_I is None:
+            return torch.arange(len(like), device=like.device)
+        return mask_I.nonzero()[:, 0]
+
+    def _read(self, reader: nn.Module, sample_IDHW: Tensor, maps_RSC: Tensor, row_R: Tensor) -> Tensor:
+        # The same modules run whether or not there are images: processes that share the weights stay in step.
+        arguments = (sample_IDHW, maps_RSC, self.sides, row_R)
         if self.gradient_checkpointing and self.training:
-            again_IDHW: Tensor = checkpoint(reader, sample_IDHW, *seen, use_reentrant=False)
+            again_IDHW: Tensor = checkpoint(reader, *arguments, use_reentrant=False)
             return again_IDHW
-        found_IDHW: Tensor = reader(sample_IDHW, *seen)
-        return found_IDHW
+        added_IDHW: Tensor = reader(*arguments)
+        return added_IDHW
 
 
 def _context(block: Any, context_ILD: Tensor) -> dict[str, Tensor]:

@@ -157,7 +157,7 @@ class MultiImageAttention(nn.Module):
     def _locations(
         self, query_BTD: Tensor, recency_BTN: Tensor, sides: Sequence[Grid], reference_T2: Tensor | None
     ) -> Tensor:
-        offset_BTNX = self._of_images(self.sampling_offsets, query_BTD, recency_BTN).float()
+        offset_BTNX = self._of_images(self.sampling_offsets, query_BTD, recency_BTN)
         offset_BTHN1P2 = rearrange(offset_BTNX, "b t n (h p c) -> b t h n 1 p c", h=self.heads, c=2)
         steps = [(x / columns, y / rows) for (x, y), (rows, columns) in zip(self.cells, sides, strict=True)]
         share_L12 = torch.tensor(steps, device=query_BTD.device)[:, None]
@@ -167,7 +167,7 @@ class MultiImageAttention(nn.Module):
 
     def _weights(self, query_BTD: Tensor, recency_BTN: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the weights of the points, and of the ignored vector (B, T, H)."""
-        logit_BTNX = self._of_images(self.attention_weights, query_BTD, recency_BTN).float()
+        logit_BTNX = self._of_images(self.attention_weights, query_BTD, recency_BTN)
         logit_BTNX = logit_BTNX.masked_fill((recency_BTN == 0)[..., None], -math.inf)
         shape = {"h": self.heads, "l": self.levels}
         logit_BTHNLP = rearrange(logit_BTNX, "b t n (h l p) -> b t h n l p", **shape)[..., :-1]
@@ -176,12 +176,13 @@ class MultiImageAttention(nn.Module):
         return weight_BTHX[..., :-1].view_as(logit_BTHNLP), weight_BTHX[..., -1]
 
     def _of_images(self, linear: nn.Linear, query_BTD: Tensor, recency_BTN: Tensor) -> Tensor:
-        """Returns linear(query + r of the image) (B, T, N, X) without making that sum for every image."""
+        """Returns linear(query + r of the image) (B, T, N, X), at least float32, without that sum for every image."""
         rows = torch.arange(recency_BTN.shape[-1] + 1, device=query_BTD.device)
         # Its bias comes with the query's part already; a row of zeros at the end takes it off the images' part.
         part_KX = linear(F.pad(self.query_relpos(rows), (0, 0, 0, 1)))
         image_KX = part_KX[:-1] - part_KX[-1:]
-        out_BTNX: Tensor = linear(query_BTD)[:, :, None] + image_KX[recency_BTN]
+        exact = torch.promote_types(query_BTD.dtype, torch.float32)
+        out_BTNX: Tensor = linear(query_BTD).to(exact)[:, :, None] + image_KX.to(exact)[recency_BTN]
         return out_BTNX
 
 

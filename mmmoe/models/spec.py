@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from mmmoe.config.spec import Spec
 from mmmoe.models.connectors.mov_adapter_spec import MoVAdapterSpec
+from mmmoe.models.image_decoder.spec import ImageDecoderSpec
 from mmmoe.models.towers.spec import AudioTowerSpec, BertTextSpec, ImageTowerSpec, TowerSpec, WhisperTowerSpec
 
 RESERVED = frozenset({"base", "lora", "router", "experts"})
@@ -107,7 +108,9 @@ class SpeechDecoderSpec(QueryConnectorSpec):
 
 
 ChunkConnectorSpec = Annotated[AudioQFormerSpec | SpeechDecoderSpec, Field(discriminator="kind")]
-PartSpec = TowerSpec | BertTextSpec | ConnectorSpec | AudioQFormerSpec | SpeechDecoderSpec | MoVAdapterSpec
+PartSpec = (
+    TowerSpec | BertTextSpec | ConnectorSpec | AudioQFormerSpec | SpeechDecoderSpec | MoVAdapterSpec | ImageDecoderSpec
+)
 ExpertName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 

@@ -28,8 +28,28 @@ CODE = ("writing", "demo", "preparation")
 WHEELS = ("pillow", "tokenizers", "matplotlib")
 SAMPLES_PER_SHARD = 1024
 TOKENS = 640
-TRAIN = {"read": 4000, "four": 1500, "colour": 800, "place": 1500, "write": 4000, "edit": 2000, "segment": 600}
-TEST = {"read": 300, "four": 300, "colour": 200, "place": 200, "write": 150, "edit": 150, "segment": 60}
+TRAIN = {
+    "read": 4000,
+    "four": 1200,
+    "colour": 600,
+    "place": 1500,
+    "reread": 800,
+    "write": 3000,
+    "rewrite": 1000,
+    "edit": 2000,
+    "segment": 500,
+}
+TEST = {
+    "read": 300,
+    "four": 200,
+    "colour": 200,
+    "place": 200,
+    "reread": 150,
+    "write": 150,
+    "rewrite": 150,
+    "edit": 150,
+    "segment": 50,
+}
 LONGEST = 5
 """Letters of a word at most."""
 LEFT_OUT = frozenset({"jew"})

@@ -16,6 +16,34 @@ IMAGE = "<image>"
 WRITE = 'Generate an image of the word "{word}" in {ink} on {paper}.'
 EDIT = 'Fill the masked part with the word "{word}" in {ink}.'
 SEGMENT = "Generate an image of the letters of this picture, white on black."
+REWRITE = {
+    "train": (
+        'Produce a picture that says "{word}", {ink} on {paper}.',
+        'Paint the word "{word}" in {ink} on {paper} paper.',
+        'Draw me a {paper} sign that reads "{word}" in {ink} letters.',
+        'I need an illustration: "{word}" written in {ink} on {paper}.',
+        'Render "{word}" with {ink} letters on a {paper} ground.',
+    ),
+    "test": (
+        'Sketch a {paper} card with "{word}" on it in {ink}.',
+        'Make me a picture where "{word}" stands in {ink} on {paper}.',
+        'Please draw "{word}" in {ink}, the paper {paper}.',
+        'Show the word "{word}" in a picture, {ink} on {paper}.',
+    ),
+}
+"""Prompts for pictures without the phrases by which TextHarmony's released rule knows them, by split."""
+REREAD = {
+    "train": (
+        "Somebody asked to generate an image with this word: which?",
+        "What does it say? Do not generate an image.",
+        "Before you fill the masked part: what does this one say?",
+    ),
+    "test": (
+        "To generate an image like this, which word would one ask for?",
+        "Nobody should fill the masked part here; what does it say?",
+    ),
+}
+"""Questions for text with these phrases in them."""
 READ = "What does it say?"
 FOUR = "Which word is it: {choices}?"
 INK, PAPER = "What colour are the letters?", "What colour is the paper?"
@@ -87,13 +115,29 @@ def segment(strip: Strip, words: Sequence[str], draw: random.Random) -> Said:
     return Said(SEGMENT, strip.word, strip.draw(), strip.segments())
 
 
+def rewrite(strip: Strip, words: Sequence[str], draw: random.Random, split: str = "train") -> Said:
+    """Asks for the picture of a word in other words."""
+    look, wording = strip.look, draw.choice(REWRITE[split])
+    return Said(wording.format(word=strip.word, ink=look.ink, paper=look.paper), strip.word, drawn=strip.draw())
+
+
+def reread(strip: Strip, words: Sequence[str], draw: random.Random, split: str = "train") -> Said:
+    """Asks for the word in words that sound like a prompt for a picture."""
+    return Said(draw.choice(REREAD[split]), strip.word, strip.draw())
+
+
 Ask = Callable[[Any, Sequence[str], random.Random], Said]
-COMPREHENSION: dict[str, Ask] = {"read": read, "four": four, "colour": colour, "place": place}
-GENERATION: dict[str, Ask] = {"write": write, "edit": edit, "segment": segment}
+COMPREHENSION: dict[str, Ask] = {"read": read, "four": four, "colour": colour, "place": place, "reread": reread}
+GENERATION: dict[str, Ask] = {"write": write, "edit": edit, "segment": segment, "rewrite": rewrite}
 TASKS = COMPREHENSION | GENERATION
+REWORDED = {"rewrite": rewrite, "reread": reread}
 
 
-def said(task: str, cards: Sequence[Strip | Page], words: Sequence[str], name: str) -> Iterator[Said]:
+def said(task: str, cards: Sequence[Strip | Page], words: Sequence[str], split: str) -> Iterator[Said]:
     """Yields one dialogue a card."""
     for number, card in enumerate(cards):
-        yield TASKS[task](card, words, generator("said", name, task, number))
+        draw = generator("said", split, task, number)
+        if task in REWORDED:
+            yield REWORDED[task](card, words, draw, split)  # type: ignore[arg-type]  # reworded tasks are about strips
+        else:
+            yield TASKS[task](card, words, draw)

@@ -58,6 +58,9 @@ class EvaluationSpec(Spec):
     its own; those that lower the loss of the right answer (labels); random ones; none; all; or a list of names."""
     routing_labels: int | None = Field(default=None, ge=1)
     """Of so many questions of each benchmark, hold the routing against the labels; null: of none."""
+    tasks: Literal["model", "keyword", "label"] = "model"
+    """Who tells a Slide-LoRA's gate a question's task: model: as it was trained, a learned gate by itself; keyword: the
+    released rule on two phrases; label: what the benchmark asks for."""
     beams: int = Field(default=1, ge=1)
     """Continuations that generated answers are the best of; TextHarmony's release takes 5."""
     repetition_penalty: float = Field(default=1.0, gt=0.0)

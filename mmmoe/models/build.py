@@ -16,10 +16,14 @@ from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.connectors.mov_adapter import MoVAdapter
 from mmmoe.models.connectors.speech_decoder import SpeechDecoder
+from mmmoe.models.connectors.visual_tokenizer import VisualTokenizer
 from mmmoe.models.families.llava_mole import LlavaMole
 from mmmoe.models.families.mova import MoVA
+from mmmoe.models.families.text_harmony import TextHarmony
 from mmmoe.models.families.uni_moe import UniMoE
+from mmmoe.models.image_decoder.decoder import ImageDecoder
 from mmmoe.models.language import build_language
+from mmmoe.models.mmfs.language import add_synchroniser
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.spec import (
     AudioQFormerSpec,
@@ -28,6 +32,7 @@ from mmmoe.models.spec import (
     ModelSpec,
     MoVASpec,
     SpeechDecoderSpec,
+    TextHarmonySpec,
     UniMoESpec,
 )
 from mmmoe.models.spliced import SplicedModel
@@ -123,6 +128,24 @@ def _mova(spec: MoVASpec, seed: int, meta: bool) -> MoVA:
     return MoVA(tower, experts, text, connector, language, max_positions, spec.routing_tokens)
 
 
+def _text_harmony(spec: TextHarmonySpec, seed: int, meta: bool) -> TextHarmony:
+    with _seeded(seed, "tower"):
+        tower = build_tower(spec.tower, meta=meta)
+    language, max_positions = _language(spec, seed, meta)
+    width = language.config.hidden_size
+    with _seeded(seed, "connector"):
+        connector = VisualTokenizer(spec.connector, tower.channels, tower.grid, tower.sides, width)
+    memory = None
+    if spec.synchroniser is not None:
+        with _seeded(seed, "synchroniser"):
+            sides = [tower.sides[level] for level in spec.levels]
+            memory = add_synchroniser(language, spec.synchroniser, tower.channels, sides)
+    with _seeded(seed, "decoder"):
+        decoder = ImageDecoder(spec.decoder, width, tower.channels, tower.sides, meta=meta)
+    with _seeded(seed, "start"):
+        return TextHarmony(tower, connector, language, memory, spec.levels, decoder, max_positions, spec.image_weight)
+
+
 def _connector(spec: Any, tower: Any, width: int, meta: bool) -> nn.Module:
     if isinstance(spec, AudioQFormerSpec):
         return AudioQFormer(spec, tower.channels, width)
@@ -146,6 +169,7 @@ BUILDERS: dict[str, Callable[[Any, int, bool], SplicedModel]] = {
     "llava_mole": _llava_mole,
     "uni_moe": _uni_moe,
     "mova": _mova,
+    "text_harmony": _text_harmony,
 }
 
 TOWERS: dict[str, Callable[..., Any]] = {

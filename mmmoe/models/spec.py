@@ -9,8 +9,17 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from mmmoe.config.spec import Spec
 from mmmoe.models.connectors.mov_adapter_spec import MoVAdapterSpec
+from mmmoe.models.connectors.visual_tokenizer_spec import VisualTokenizerSpec
 from mmmoe.models.image_decoder.spec import ImageDecoderSpec
-from mmmoe.models.towers.spec import AudioTowerSpec, BertTextSpec, ImageTowerSpec, TowerSpec, WhisperTowerSpec
+from mmmoe.models.mmfs.spec import SynchroniserSpec
+from mmmoe.models.towers.spec import (
+    AudioTowerSpec,
+    BertTextSpec,
+    ImageTowerSpec,
+    TowerSpec,
+    ViTAdapterTowerSpec,
+    WhisperTowerSpec,
+)
 
 RESERVED = frozenset({"base", "lora", "router", "experts"})
 """Parts of parameters' names that mean something else."""
@@ -109,7 +118,14 @@ class SpeechDecoderSpec(QueryConnectorSpec):
 
 ChunkConnectorSpec = Annotated[AudioQFormerSpec | SpeechDecoderSpec, Field(discriminator="kind")]
 PartSpec = (
-    TowerSpec | BertTextSpec | ConnectorSpec | AudioQFormerSpec | SpeechDecoderSpec | MoVAdapterSpec | ImageDecoderSpec
+    TowerSpec
+    | BertTextSpec
+    | ConnectorSpec
+    | AudioQFormerSpec
+    | SpeechDecoderSpec
+    | MoVAdapterSpec
+    | VisualTokenizerSpec
+    | ImageDecoderSpec
 )
 ExpertName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
@@ -230,7 +246,26 @@ class MoVASpec(FamilySpec):
         return {"tower": self.tower, **experts, "text": self.text, "connector": self.connector}
 
 
-ModelSpec = Annotated[LlavaMoleSpec | UniMoESpec | MoVASpec, Field(discriminator="family")]
+class TextHarmonySpec(FamilySpec):
+    """TextHarmony: a language model that reads images, and an image decoder that draws what it says."""
+
+    family: Literal["text_harmony"]
+    tower: ViTAdapterTowerSpec
+    connector: VisualTokenizerSpec = VisualTokenizerSpec()
+    synchroniser: SynchroniserSpec | None = SynchroniserSpec()
+    """Lets the language model look at the maps of earlier images again; null: it sees their tokens alone."""
+    levels: list[Annotated[int, Field(ge=0, le=3)]] = Field(default=[1, 2, 3], min_length=1)
+    """Which of the tower's four maps the synchroniser looks at, the largest being 0."""
+    decoder: ImageDecoderSpec
+    image_weight: float = Field(default=10.0, ge=0.0)
+    """Of the images' loss (mean over their elements, then over all samples) beside the text's."""
+
+    def parts(self) -> dict[str, PartSpec]:
+        """Returns every tower and connector by its key path."""
+        return {"tower": self.tower, "connector": self.connector, "decoder": self.decoder}
+
+
+ModelSpec = Annotated[LlavaMoleSpec | UniMoESpec | MoVASpec | TextHarmonySpec, Field(discriminator="family")]
 """The declaration of a model, whatever its family."""
 
 _MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)

@@ -13,12 +13,13 @@ from torch import Tensor
 from mmmoe import dist, paths
 from mmmoe.config.ids import CANVAS_VIEW
 from mmmoe.data.canvas import CanvasTransform
-from mmmoe.data.dataset import Dataset, Source, open_sources, with_features
+from mmmoe.data.dataset import Dataset, Source, TaskRule, open_sources, with_features
 from mmmoe.data.encode import encode_missing
 from mmmoe.data.loader import StepLoader
 from mmmoe.data.media import kind_of
 from mmmoe.data.mixture import order_of
 from mmmoe.data.quarantine import Quarantine
+from mmmoe.data.slide_task import answer_task, keyword_task
 from mmmoe.data.spectrograms import AudioTransform, SpeechTransform
 from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.data.transform import Transform
@@ -56,6 +57,7 @@ def draw(
         max_positions=model.max_positions,
         positions={view: model.positions(view) for view in model.sizes},
         guide=training_guide(run, stage, model, sources, transforms, parts),
+        task=task_rule(model),
     )
     return StepLoader(
         dataset,
@@ -67,6 +69,15 @@ def draw(
         total_steps=total_steps(stage),
         batches=stage.mixture.batches,
     )
+
+
+def task_rule(model: SplicedModel) -> TaskRule | None:
+    """Returns what tells a dialogue's task to a Slide-LoRA's gate: the released phrases, or what the answer is."""
+    if model.slide is None:
+        return None
+    if model.slide.spec.gate == "keyword":
+        return lambda turns: keyword_task("\n".join(turn.text for turn in turns if turn.role == "human"))
+    return answer_task
 
 
 def transforms_of(model: SplicedModel) -> dict[str, Transform]:

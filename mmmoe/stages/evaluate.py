@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mmmoe import dist, paths
 from mmmoe.config.ids import CANVAS_VIEW
+from mmmoe.data.slide_task import IMAGE_GENERATION, TEXT_GENERATION, keyword_task
 from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.evaluation.runner import evaluate_all
 from mmmoe.evaluation.scores import ScoreRow
 from mmmoe.evaluation.spec import EvaluationSpec
-from mmmoe.evaluation.subject import Subject
+from mmmoe.evaluation.subject import Subject, TaskRule
 from mmmoe.evaluation.table import score_table
 from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
@@ -26,6 +28,7 @@ from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec
 
 EVALUATION = "evaluation"
+TaskSource = Literal["model", "keyword", "label"]
 
 
 def evaluate_run(spec: RunSpec, folder: RunFolder) -> list[ScoreRow]:
@@ -44,8 +47,8 @@ def evaluate_run(spec: RunSpec, folder: RunFolder) -> list[ScoreRow]:
 def evaluate_checkpoint(final: Path, spec: EvaluationSpec, out: Path, cache: Path) -> list[ScoreRow]:
     """Evaluates a finished stage's folder; collective."""
     model, heritage = rebuild(final)
-    trained = subject_of(model, heritage, cache)
-    rows = evaluate_all(trained, spec, out, lambda: subject_of(_before_pictures(heritage), heritage, cache))
+    trained = subject_of(model, heritage, cache, spec.tasks)
+    rows = evaluate_all(trained, spec, out, lambda: subject_of(_before_pictures(heritage), heritage, cache, spec.tasks))
     if dist.rank() == 0:
         console.print(score_table(rows))
     return rows
@@ -79,13 +82,13 @@ def folder_name(spec: EvaluationSpec, own: EvaluationSpec) -> str:
         spec: what is evaluated.
         own: what the run declares.
     """
-    name = EVALUATION
+    name = EVALUATION if spec.tasks == own.tasks else f"{EVALUATION}_tasks_{spec.tasks}"
     if spec.routing != own.routing:
         name += f"_routing_{spec.routing if isinstance(spec.routing, str) else '+'.join(spec.routing) or 'none'}"
     return name if spec.limit is None else f"{name}_partial"
 
 
-def subject_of(model: SplicedModel, heritage: Heritage, cache: Path) -> Subject:
+def subject_of(model: SplicedModel, heritage: Heritage, cache: Path, tasks: TaskSource = "model") -> Subject:
     """Returns a model ready to be asked, as its last stage was taught to answer."""
     device = dist.device()
     tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(heritage.model)))
@@ -96,7 +99,21 @@ def subject_of(model: SplicedModel, heritage: Heritage, cache: Path) -> Subject:
         device,
         cache=cache / "pictures",
         guide=guide_of(heritage.model),
+        task=question_task(model, tasks),
     )
+
+
+def question_task(model: SplicedModel, tasks: TaskSource) -> TaskRule | None:
+    """Returns what tells a question's task to a Slide-LoRA's gate; a learned gate is not told."""
+    if model.slide is None:
+        return None
+    source = model.slide.spec.gate if tasks == "model" else tasks
+    if source == "learned":
+        return None
+    model.slide.heeds_tasks = True
+    if source == "keyword":
+        return lambda question, draws: keyword_task(question)
+    return lambda question, draws: IMAGE_GENERATION if draws else TEXT_GENERATION
 
 
 def _before_pictures(heritage: Heritage) -> SplicedModel:

@@ -100,6 +100,8 @@ class SlideGate(nn.Module):
         if spec.gate == "learned":
             self.router = LogitLayer(width, spec.tasks, bias=False, init_std=None, jitter=0.0)
             nn.init.zeros_(self.router.weight)
+        self.heeds_tasks = False
+        """Take a task that is known in answering, too, in place of a learned gate's own choice."""
         self._logits_BE: Tensor | None = None
         self._task_B: Tensor | None = None
 
@@ -125,7 +127,7 @@ class SlideGate(nn.Module):
         if self.spec.mixing == "soft":
             self.rows.turn(*self.soft(self._logits_BE.softmax(dim=1)))
             return chosen_B
-        if self.training:
+        if self.training or self.heeds_tasks:
             chosen_B = torch.where(task_B == UNKNOWN, chosen_B, task_B)
         self.rows.turn(*self.hard(chosen_B))
         return chosen_B

@@ -75,12 +75,14 @@ def letter_places(letters_IL: Tensor, spliced: Splice, row_I: Tensor, last_I: Te
     """Returns how far before an image (in positions) each of its letters stands (I, L), -1 behind the last.
 
     Args:
-        letters_IL: places of the letters among the ids of the image's row, -1 behind the last.
+        letters_IL: places of the letters among the real ids of the image's row, -1 behind the last.
         spliced: the batch.
         row_I: the image's row.
         last_I: column of the position that begins the image.
     """
     origin_IT, is_first_IT = spliced.origin_BT[row_I], spliced.is_first_BT[row_I]
+    # Origins count the padding in front of a prompt; letters do not.
+    origin_IT = origin_IT - origin_IT.gather(1, first_columns(spliced, row_I)[:, None])
     is_it_ILT = (letters_IL[:, :, None] == origin_IT[:, None, :]) & is_first_IT[:, None, :]
     column_IL = is_it_ILT.long().argmax(dim=2)
     is_there_IL = is_it_ILT.any(dim=2) & (letters_IL >= 0)

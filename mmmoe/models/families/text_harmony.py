@@ -170,8 +170,10 @@ class TextHarmony(SplicedModel):
         was_training = self.training
         self.eval()
         try:
-            spliced = self._begun(self._splice(input_ids_BT, attention_mask_BT, None, media, features, left=True))
-            self.read(spliced, task_B)
+            prompt = self._splice(input_ids_BT, attention_mask_BT, None, media, features, left=True)
+            # A learned gate reads the prompt's words, as in training, and not the position that begins the image.
+            self.read(prompt, task_B)
+            spliced = self._begun(prompt)
             hidden_BTD = self._decode(spliced)
             row_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
             last_B = torch.full_like(row_B, hidden_BTD.shape[1] - 1)

@@ -15,6 +15,7 @@ AUDIO = SimpleNamespace(
 class Model:
     kinds = views = tuple(KINDS)
     frames = 5
+    canvas = None
 
     def tower_of(self, kind):
         return {"image": IMAGE, "video": IMAGE, "speech": SPEECH, "audio": AUDIO}[kind]

@@ -121,6 +121,17 @@ class Template:
         rendered = self._render(self._tidy([*turns, Turn("gpt", "")]))
         return self.ids(rendered.text[: rendered.answers[-1][0]])
 
+    def prompt_to_draw(self, turns: Sequence[Turn]) -> list[int]:
+        """Returns the ids up to where an image begins that is the answer; in training the same stand before it.
+
+        Raises:
+            ValueError: The last turn is not the human's.
+        """
+        if not turns or turns[-1].role != "human":
+            raise ValueError("a prompt ends with a human turn; leave the answer to be drawn out")
+        ids = self.ids(self._render(self._tidy([*turns, Turn("gpt", IMAGE_MARK)])).text)
+        return ids[: len(ids) - 1 - ids[::-1].index(IMAGE_ID)]
+
     def render(self, turns: Sequence[Turn]) -> Rendered:
         """Returns the text that is tokenised, for previews."""
         return self._render(self._tidy(turns))

@@ -115,6 +115,9 @@ def decode(image: bytes | Image.Image) -> Image.Image:
         if opened.mode == "RGB":
             opened.load()
             return opened
+        if opened.mode.startswith("I;16"):
+            # Pillow would make white of every shade above 255 of the 65535.
+            opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
         if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
             on_top = opened.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", on_top.size, "white"), on_top).convert("RGB")

@@ -35,6 +35,9 @@ class Template(Protocol):
     def prompt(self, turns: Sequence[Turn], /) -> list[int]:
         """Returns the ids up to where the assistant begins to answer."""
 
+    def prompt_to_draw(self, turns: Sequence[Turn], /) -> list[int]:
+        """Returns the ids up to where an image begins that is the answer."""
+
 
 class Model(Protocol):
     """A multimodal language model."""

@@ -144,7 +144,7 @@ class Subject:
         rows: list[_Row] = []
         letters = self._template.letters
         for index, question in enumerate(questions):
-            input_ids = self._template.prompt(_turns(question))
+            input_ids = self._template.prompt_to_draw(_turns(question))
             row = self._row(index, 0, input_ids, [IGNORE_ID] * len(input_ids), question, blind, draws=True)
             asked = {} if letters is None else {LETTERS_VIEW: letters.padded(input_ids)[None]}
             rows.append(replace(row, beside={**row.beside, **asked}))

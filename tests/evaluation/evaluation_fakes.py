@@ -33,6 +33,7 @@ class FakeTokenizer:
 
 class FakeTemplate:
     tokenizer = FakeTokenizer()
+    letters = None
 
     def prompt(self, turns):
         before, *after = turns[0].text.split("<image>")
@@ -40,6 +41,9 @@ class FakeTemplate:
         for part in after:
             ids += [IMAGE_ID, *(ord(c) for c in part)]
         return [*ids, ord(":")]
+
+    def prompt_to_draw(self, turns):
+        return [*self.prompt(turns), ord(" ")]
 
     def encode(self, turns):
         prompt, answer = self.prompt(turns[:1]), [ord(c) for c in turns[1].text] + [EOS]

@@ -43,6 +43,8 @@ class Model(Protocol):
     """A multimodal language model."""
 
     training: bool
+    canvas: tuple[int, int] | None
+    """Height and width of the images that it draws; None where it draws none."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mmmoe.evaluation.spec import BenchmarkSpec
 from mmmoe.paths import resolve
 
 SHOWN_ERRORS = 20
+FILE_NAME = re.compile(r"\w[\w.-]*")
+"""What the picture drawn for a question can be called."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,10 @@ def _check(row: dict[str, Any], spec: BenchmarkSpec, folder: Path) -> list[str]:
         problems.append("the answer is empty")
     elif spec.kind == "location" and box_of(row["answer"]) is None:
         problems.append(f"answer {row['answer']!r} names no box; give left, top, right and bottom")
+    if spec.kind == "drawing" and not FILE_NAME.fullmatch(str(row["id"])):
+        problems.append(
+            f"id {row['id']!r} names the picture that is drawn; let it be letters, digits, '.', '-' and '_'"
+        )
     choices = row.get("choices") or []
     if spec.kind == "multiple_choice":
         if len(choices) < 2:

@@ -15,7 +15,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmoe import dist
-from mmmoe.evaluation.drawing import Written, as_picture, ceiling, judged, save
+from mmmoe.evaluation.drawing import Reader, Written, as_picture, ceiling, judged, save
 from mmmoe.evaluation.judge import OcrJudge
 from mmmoe.evaluation.location import is_there
 from mmmoe.evaluation.metrics import chance, interval, is_correct, majority, normalise
@@ -77,9 +77,11 @@ def evaluate(
     Writes `out_folder/<variant>/<benchmark>.jsonl` (one line an answer) and adds the rows to `out_folder/scores.json`.
 
     Raises:
-        ValueError: a benchmark file is wrong; all benchmarks are read before the first question is answered.
+        ValueError: a benchmark file is wrong, or there is no judge, or nobody who draws; all is looked at before the
+            first question is answered.
     """
     exams = [(benchmark, load_questions(benchmark)) for benchmark in spec.benchmarks]
+    reader = _reader(subject, spec)
     subject.batch = spec.batch
     if spec.beams > 1 or spec.repetition_penalty != 1.0:
         subject.decoding = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
@@ -93,7 +95,7 @@ def evaluate(
                 progress.advance(task, amount)
 
             started = time.perf_counter()
-            answers, prompts = _sit(subject, benchmark, asked, spec, blind, advance, out_folder / variant)
+            answers, prompts = _sit(subject, benchmark, asked, spec, blind, advance, out_folder / variant, reader)
             seconds = time.perf_counter() - started
             if dist.rank() == 0:
                 _write_answers(out_folder / variant / f"{benchmark.name}.jsonl", answers)
@@ -107,13 +109,24 @@ def evaluate(
                     partial=len(asked) < len(questions),
                     resamples=spec.bootstrap,
                     seconds=seconds,
-                    measures=_measures(benchmark, spec, asked, answers),
+                    measures={} if benchmark.kind != "drawing" else _measures(reader, asked, answers),
                 )
             )
     if dist.rank() == 0:
         write_scores(out_folder / SCORES_FILE, rows)
     dist.barrier()
     return rows
+
+
+def _reader(subject: Subject, spec: EvaluationSpec) -> Reader | None:
+    """Returns who reads what is drawn, where something is to be drawn."""
+    drawn = [benchmark.name for benchmark in spec.benchmarks if benchmark.kind == "drawing"]
+    if not drawn:
+        return None
+    if not subject.draws:
+        raise ValueError(f"benchmark {drawn[0]!r} is of kind drawing, but the model draws no images; leave it out")
+    assert spec.drawing is not None, "the spec asks for one"
+    return OcrJudge(spec.drawing.judge)
 
 
 @contextmanager
@@ -137,12 +150,14 @@ def _sit(
     blind: bool,
     advance: Advance,
     out_folder: Path,
+    reader: Reader | None,
 ) -> tuple[list[Answer], str]:
     """Returns the answers of all processes in question order, and the digest of all prompts."""
     mine = with_routing(subject, share(questions), spec.routing, blind)
     if benchmark.kind == "drawing":
         number = {question.id: place for place, question in enumerate(questions)}
-        answers = _draw(subject, mine, [number[q.id] for q in mine], spec, blind, advance, out_folder / benchmark.name)
+        numbers, folder = [number[question.id] for question in mine], out_folder / benchmark.name
+        answers = _draw(subject, mine, numbers, spec, blind, advance, folder, reader)
     elif benchmark.kind == "multiple_choice":
         scored = subject.score(mine, blind, advance)
         answers = [_choose(question, scores) for question, scores in zip(mine, scored, strict=True)]
@@ -153,7 +168,7 @@ def _sit(
             _answer(question, text, [], is_right(text, question.answer))
             for question, text in zip(mine, texts, strict=True)
         ]
-    hashes = [subject.prompt_hash(question) for question in mine]
+    hashes = [subject.prompt_hash(question, benchmark.kind == "drawing") for question in mine]
     everything, prompts = joined(answers), "".join(joined(hashes))
     assert len(everything) == len(questions), "the process group must be joined (dist.start) before an evaluation"
     return everything, hashlib.sha256(prompts.encode()).hexdigest()[:12]
@@ -167,9 +182,11 @@ def _draw(
     blind: bool,
     advance: Advance,
     folder: Path,
+    reader: Reader | None,
 ) -> list[Answer]:
     """Draws a picture a question, files it and returns what a judge reads on it."""
     assert spec.drawing is not None, "the spec asks for one"
+    assert reader is not None, "a benchmark of drawings has one"
     pixels = subject.draw(
         questions,
         [spec.drawing.seed + number for number in numbers],
@@ -180,23 +197,18 @@ def _draw(
     )
     pictures = [as_picture(one) for one in pixels]
     paths = save(pictures, questions, folder)
-    seen = judged(OcrJudge(spec.drawing.judge), pictures, [question.answer for question in questions])
+    seen = judged(reader, pictures, [question.answer for question in questions])
     return [
         replace(_answer(question, text, [], is_right), drawn=path)
         for question, text, is_right, path in zip(questions, seen.texts, seen.correct, paths, strict=True)
     ]
 
 
-def _measures(
-    benchmark: BenchmarkSpec, spec: EvaluationSpec, questions: Sequence[Question], answers: Sequence[Answer]
-) -> dict[str, float]:
+def _measures(reader: Reader | None, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, float]:
     """Returns what else is told of a benchmark whose answers were drawn."""
-    if benchmark.kind != "drawing":
-        return {}
-    assert spec.drawing is not None, "the spec asks for one"
+    assert reader is not None, "a benchmark of drawings has one"
     written = Written([answer.prediction for answer in answers], [answer.correct for answer in answers])
-    best = ceiling(OcrJudge(spec.drawing.judge), questions)
-    return written.measures([question.answer for question in questions], best)
+    return written.measures([question.answer for question in questions], ceiling(reader, questions))
 
 
 def _choose(question: Question, scores: list[float]) -> Answer:

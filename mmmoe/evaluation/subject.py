@@ -71,9 +71,15 @@ class Subject:
         self.guide = guide
         self._task = task
 
-    def prompt_hash(self, question: Question) -> str:
+    @property
+    def draws(self) -> bool:
+        """Says whether the model draws images."""
+        return self._model.canvas is not None
+
+    def prompt_hash(self, question: Question, draws: bool = False) -> str:
         """Returns a digest of the prompt's ids; it changes with the template, the tokenizer and the wording."""
-        return hashlib.sha256(repr(self._template.prompt(_turns(question))).encode()).hexdigest()
+        prompt = self._template.prompt_to_draw if draws else self._template.prompt
+        return hashlib.sha256(repr(prompt(_turns(question))).encode()).hexdigest()
 
     def score(
         self, questions: Sequence[Question], blind: bool = False, advance: Advance | None = None

@@ -7,6 +7,7 @@ import torch
 
 from mmmoe import dist
 from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
+from mmmoe.evaluation import runner
 from mmmoe.evaluation.runner import evaluate
 from mmmoe.evaluation.subject import Subject
 from mmmoe.models.output import ModelOutput
@@ -81,6 +82,7 @@ class FakeModel(torch.nn.Module):
         self.calls = []
 
     kinds = ("image",)
+    canvas = None
 
     def tower_of(self, kind):
         assert kind in self.kinds
@@ -133,3 +135,48 @@ def sit_in_process(rank, world, port, spec, folder):
     rows = evaluate(make_subject(), spec, folder, "trained")
     (folder / f"rank{rank}.txt").write_text(repr([(r.benchmark, r.n, r.score, r.prompt_hash) for r in rows]))
     dist.stop()
+
+
+class DrawingModel(FakeModel):
+    """Draws a picture whose red says the last letter of a prompt, its green the seed and its blue the shade seen."""
+
+    canvas = (4, 6)
+
+    def draw(self, input_ids_BT, attention_mask_BT, media=None, features=None, task_B=None, *, steps, guidance, seeds):
+        assert not self.training
+        self.calls.append((steps, guidance, tuple(seeds), None if task_B is None else task_B.tolist()))
+        shades = iter([] if features is None else features["image"][:, 0, 0].tolist())
+        pictures = []
+        for ids, mask, seed in zip(input_ids_BT, attention_mask_BT, seeds, strict=True):
+            assert mask[len(mask) - int(mask.sum()) :].all(), "padding is on the left"
+            real = ids[mask].tolist()
+            assert real[-1] == ord(" "), "what stands before an image"
+            colour = torch.tensor([real[-3], seed, next(shades) if IMAGE_ID in real else 0]) / 255
+            pictures.append(colour[:, None, None].expand(3, *self.canvas))
+        return torch.stack(pictures)
+
+
+class FakeReader:
+    """Reads a picture's red as a letter, and nothing where there is none."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def read(self, pictures):
+        reds = [picture.getpixel((0, 0))[0] for picture in pictures]
+        return [chr(red) if red else "" for red in reds]
+
+
+def draw_in_process(rank, world, port, spec, folder):
+    """Draws as one of several processes, with a reader that is faked here as well."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    runner.OcrJudge = FakeReader
+    dist.start()
+    rows = evaluate(drawing_subject(), spec, folder, "trained")
+    (folder / f"rank{rank}.txt").write_text(repr([(r.n, r.score, r.prompt_hash, r.measures) for r in rows]))
+    dist.stop()
+
+
+def drawing_subject(**more):
+    return Subject(DrawingModel(), FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"), **more)

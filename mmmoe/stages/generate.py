@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 from rich.progress import track
 
-from mmmoe import dist, paths
+from mmmoe import dist
 from mmmoe.config.load import settings
 from mmmoe.config.spec import Spec
 from mmmoe.evaluation.drawing import as_picture, grid
@@ -17,7 +17,6 @@ from mmmoe.log import console
 from mmmoe.stages.evaluate import subject_of
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.ledger import RunFolder
-from mmmoe.stages.spec import RunSpec
 
 
 class GenerateSpec(Spec):
@@ -55,10 +54,11 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
         raise ValueError("the prompt is empty; say what is to be drawn")
     if spec.image is not None and not Path(spec.image).is_file():
         raise ValueError(f"image: no file {spec.image}")
-    model, heritage = rebuild(_final(folder))
+    final, cache = _final(folder)
+    model, heritage = rebuild(final)
     if model.canvas is None:
         raise ValueError(f"{folder} holds a {heritage.model.family}, which draws no images; a text_harmony does")
-    subject = subject_of(model, heritage, paths.resolve(RunSpec.model_fields["cache"].default))
+    subject = subject_of(model, heritage, cache)
     subject.batch = spec.batch
     image = None if spec.image is None else Path(spec.image)
     numbers, pictures = range(spec.count), []
@@ -78,11 +78,12 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
     return [*written, sheet]
 
 
-def _final(path: Path) -> Path:
+def _final(path: Path) -> tuple[Path, Path]:
+    """Returns a finished stage's folder and where its run keeps what towers made of pictures."""
     if (path / "manifest.json").is_file():
-        return path
+        return path, Path(RunFolder.open(path.parent.parent.parent).spec().cache)
     folder = RunFolder.open(path)
     done = folder.done()
     if not done:
         raise ValueError(f"{path} has no finished stage yet; go on with `mmmoe resume {path}`")
-    return folder.final(list(done)[-1])
+    return folder.final(list(done)[-1]), Path(folder.spec().cache)

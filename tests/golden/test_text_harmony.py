@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
-from mmmoe.models.families.text_harmony import TextHarmony
+from mmmoe.models.drawing import maps_before, number_images, placed
+from mmmoe.models.families.text_harmony import IMAGE, TextHarmony
 from mmmoe.models.language import build_language
 from mmmoe.models.spec import ScratchLanguage
 
@@ -81,3 +82,24 @@ def test_embeddings_and_labels(case):
     text = torch.arange(len(grad)) != case.config["ids"]["pad_token_id"]
     want = case.tensors["grad_weight.embed.weight"][: len(grad)]
     torch.testing.assert_close(grad[text], want[text], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.golden("textharmony/sequence_preparation")
+def test_maps_that_each_image_and_each_row_sees(case):
+    model, sides = family(case), case.config["map_sides"]
+    input_ids, mask, labels = unspliced(case)
+    spliced = model._splice(input_ids, mask, labels, None, {"image": case.tensors["input.vis_embed"]})
+    images = placed(spliced, number_images(input_ids, IMAGE_ID), IMAGE)
+    assert torch.bincount(images.row_I).tolist() == case.tensors["input.num_image_per_seq"].tolist()
+    maps = [case.tensors[f"input.map{level}"].flatten(2).transpose(1, 2) for level in range(len(sides))]
+    previous = maps_before(maps, images.before())
+    case.check("output.previous_image_mask", previous.mask_I[:, None])
+    for level, side in enumerate(sides):
+        # Theirs are zeros where there is no such image; ours are anything behind the mask.
+        seen = previous.maps[level].masked_fill(~previous.mask_I[:, None, None], 0.0)
+        case.check(f"output.previous_image_map{level}", seen.transpose(1, 2).unflatten(2, (side, side))[:, None])
+    of_language = [level for level, side in zip(maps, sides, strict=True) if side in case.config["llm_map_sides"]]
+    by_row, column_BN = images.by_row(torch.cat(of_language, dim=1), len(mask))
+    case.check("output.llm_image_features", by_row)
+    starts = case.tensors["input.text_ids"] == case.config["ids"]["soi_token_id"]
+    assert column_BN.tolist() == [[1, -1], starts[1].nonzero()[:, 0].tolist()]

@@ -128,7 +128,7 @@ def configuration(folder: Path) -> dict:
         ],
         "engine": {"kind": "local", "processes": 1, "threads": 1},
         "evaluation": {
-            "benchmarks": benchmarks, "bootstrap": 100, "untrained": False,
+            "benchmarks": benchmarks, "bootstrap": 100,
             "drawing": {"judge": str(folder / "reader.onnx"), "steps": 2, "guidance": 2.0},
         },
         "runs": str(folder / "runs"),

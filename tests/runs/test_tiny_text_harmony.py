@@ -59,7 +59,7 @@ def test_both_stages_run_and_the_exam_is_drawn(run):
     assert not list(run.glob("stages/*/quarantine.*.jsonl"))
     rows = {(r["variant"], r["benchmark"]): r for r in json.loads((run / "evaluation/scores.json").read_text())}
     assert {key: row["n"] for key, row in rows.items()} == {
-        (variant, name): 3 for variant in ("trained", "blind") for name in ("read", "write", "edit")
+        (variant, name): 3 for variant in ("trained", "blind", "untrained") for name in ("read", "write", "edit")
     }
     for (variant, name), row in rows.items():
         drawn = sorted((run / "evaluation" / variant / name).glob("*.png"))

@@ -101,13 +101,15 @@ class Template:
         rendered = self._render(self._tidy(turns))
         ids = self.ids(rendered.text)
         if self.spec.as_released and self.spec.kind == "vicuna_v1":
-            labels = released_labels(rendered.text, ids, self.ids, self.tokenizer, self.spec.max_length)
+            labels = self._targets_of(
+                released_labels(rendered.text, ids, self.ids, self.tokenizer, self.spec.max_length)
+            )
         else:
             labels = [IGNORE_ID] * len(ids)
             for start, end in rendered.answers:
                 first = _shared(self.ids(rendered.text[:start]), ids)
                 last = len(ids) if end == len(rendered.text) else _shared(self.ids(rendered.text[:end]), ids)
-                labels[first:last] = [i if i >= 0 or i in self._targets else IGNORE_ID for i in ids[first:last]]
+                labels[first:last] = self._targets_of(ids[first:last])
         return Encoded(ids[: self.spec.max_length], labels[: self.spec.max_length])
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
@@ -145,6 +147,10 @@ class Template:
             elif part:
                 ids.extend(self._stretch(part))
         return ids
+
+    def _targets_of(self, ids: Sequence[int]) -> list[int]:
+        """Returns the ids without those of media, but for images that the model draws."""
+        return [i if i >= 0 or i in self._targets else IGNORE_ID for i in ids]
 
     def _stretch(self, text: str) -> list[int]:
         backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)

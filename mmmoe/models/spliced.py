@@ -220,12 +220,7 @@ class SplicedModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            spliced = self._splice(input_ids_BT, attention_mask_BT, None, media, features, left=True)
-            if spliced.mask_BT.shape[1] > self.max_positions:
-                raise ValueError(
-                    f"a prompt of {spliced.mask_BT.shape[1]} positions is longer than the model's "
-                    f"{self.max_positions}; shorten it or raise max_positions"
-                )
+            spliced = self._prompt(input_ids_BT, attention_mask_BT, media, features)
             self.read(spliced, task_B)
             with holding(self.routed, spliced.prompt()):
                 if beams == 1 and repetition_penalty == 1.0:
@@ -239,6 +234,19 @@ class SplicedModel(nn.Module):
     def draw(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the image (B, 3, H, W), values 0 to 1, that each prompt asks for."""
         raise TypeError(f"{type(self).__name__} draws no images; a TextHarmony does (models/text_harmony)")
+
+    def _prompt(
+        self, input_ids_BT: Tensor, mask_BT: Tensor, media: Media, features: Media, positions: int = 0
+    ) -> Splice:
+        """Returns spliced prompts, padded on the left, after which `positions` have to find room."""
+        spliced = self._splice(input_ids_BT, mask_BT, None, media, features, left=True)
+        length = spliced.mask_BT.shape[1] + positions
+        if length > self.max_positions:
+            raise ValueError(
+                f"a prompt of {length} positions is longer than the model's {self.max_positions}; shorten it or raise "
+                "max_positions"
+            )
+        return spliced
 
     def _splice(
         self,

@@ -91,14 +91,16 @@ def dataset(folder, tokenizer, *, draws=True, views=VIEWS, dialogues=DIALOGUES, 
     return Dataset(sources, made, views, Quarantine(None, budget), **options)
 
 
-@pytest.mark.parametrize("kind", ["vicuna_v1", "plain"])
-def test_an_image_of_an_answer_is_its_own_label(bytewise, kind):
-    made = template(bytewise, kind)
+@pytest.mark.parametrize(("kind", "as_released"), [("vicuna_v1", False), ("vicuna_v1", True), ("plain", False)])
+def test_an_image_of_an_answer_is_its_own_label(bytewise, kind, as_released):
+    made = template(bytewise, kind, as_released=as_released)
     encoded = made.encode(turns("<image>\nFill in.", "<image>"))
     at = [place for place, token in enumerate(encoded.input_ids) if token == IMAGE_ID]
     assert [encoded.labels[place] for place in at] == [IGNORE_ID, IMAGE_ID]
     assert encoded.drawn == [1]
-    unasked = template(bytewise, kind, draws=False).encode(turns("<image>\nFill in.", "<image>"))
+    unasked = template(bytewise, kind, draws=False, as_released=as_released).encode(
+        turns("<image>\nFill in.", "<image>")
+    )
     assert unasked.input_ids == encoded.input_ids
     assert IMAGE_ID not in unasked.labels
     assert unasked.drawn == []

@@ -247,6 +247,15 @@ def test_what_a_drawing_depends_on():
     assert not torch.allclose(drawn(model, (other, letters), seeds=[5]), first, atol=1e-4)
     assert not torch.allclose(drawn(model, (one, letters), seeds=[5], steps=3), first, atol=1e-4)
     assert model.training
+    length = len(one.ids) + SLOTS + 1
+    for longest, is_enough in ((length, True), (length - 1, False)):
+        model.max_positions = longest
+        if is_enough:
+            assert torch.equal(drawn(model, (one, letters), seeds=[5]), first)
+            continue
+        with pytest.raises(ValueError, match=f"a prompt of {length} positions is longer than the model's {longest}"):
+            drawn(model, (one, letters), seeds=[5])
+    model.max_positions = 128
     with pytest.raises(ValueError, match="1 images are to be drawn with 2 seeds"):
         drawn(model, (one, letters), seeds=[5, 6])
 

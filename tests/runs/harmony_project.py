@@ -67,7 +67,7 @@ def make_harmony_project(folder: Path) -> Path:
     """Writes everything a run needs below `folder` and returns the configuration's path."""
     (folder / "images").mkdir(parents=True)
     rows: dict[str, list] = {"read": [], "write": [], "edit": []}
-    questions: dict[str, list] = {"read": [], "write": [], "edit": []}
+    questions: dict[str, list] = {"read": [], "pick": [], "write": [], "edit": []}
     for word in WORDS:
         for colour in ("black", "red"):
             strip(word, colour).save(folder / "images" / f"{word}_{colour}.png")
@@ -76,15 +76,17 @@ def make_harmony_project(folder: Path) -> Path:
         rows["read"].append({"image": black, "conversations": turn("<image>\nwhich word?", word)})
         rows["write"].append({"image": black, "conversations": turn(write, "<image>")})
         rows["edit"].append({"image": [black, red], "conversations": turn(f"<image>\n{edit}", "<image>")})
-        asked = {"read": ("which word?", black), "write": (write, None), "edit": (edit, black)}
+        seen = ("which word?", black)
+        asked = {"read": seen, "pick": seen, "write": (write, None), "edit": (edit, black)}
         for name, (question, image) in asked.items():
-            one = {"id": word, "question": question, "answer": word, "reference": f"images/{red}"}
+            one = {"id": word, "question": question, "answer": word, "reference": f"images/{red}", "choices": WORDS}
             questions[name].append(one | ({"image": f"images/{image}"} if image else {}))
     for source, of_source in rows.items():
         (folder / f"{source}.json").write_text(json.dumps(of_source))
-        (folder / f"{source}.jsonl").write_text("\n".join(map(json.dumps, questions[source][:3])))
         shards = folder / "shards" / source
         pack(folder / f"{source}.json", folder / "images", shards, samples_per_shard=8, domain=source)
+    for name, asked in questions.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, asked[:3])))
     make_tokenizer(folder / "tokenizer")
     write_reader(folder / "reader.onnx")
     (folder / "run.yaml").write_text(yaml.safe_dump(configuration(folder), sort_keys=False))
@@ -117,7 +119,12 @@ def configuration(folder: Path) -> dict:
     }  # fmt: skip
     benchmarks = [
         {"name": name, "kind": kind, "file": str(folder / f"{name}.jsonl"), "max_new_tokens": 4}
-        for name, kind in (("read", "short_answer"), ("write", "drawing"), ("edit", "drawing"))
+        for name, kind in (
+            ("read", "short_answer"),
+            ("pick", "multiple_choice"),
+            ("write", "drawing"),
+            ("edit", "drawing"),
+        )
     ]
     return {
         "name": "small",

@@ -59,12 +59,14 @@ def test_both_stages_run_and_the_exam_is_drawn(run):
     assert not list(run.glob("stages/*/quarantine.*.jsonl"))
     rows = {(r["variant"], r["benchmark"]): r for r in json.loads((run / "evaluation/scores.json").read_text())}
     assert {key: row["n"] for key, row in rows.items()} == {
-        (variant, name): 3 for variant in ("trained", "blind", "untrained") for name in ("read", "write", "edit")
+        (variant, name): 3
+        for variant in ("trained", "blind", "untrained")
+        for name in ("read", "pick", "write", "edit")
     }
     for (variant, name), row in rows.items():
         drawn = sorted((run / "evaluation" / variant / name).glob("*.png"))
-        assert len(drawn) == (0 if name == "read" else 3)
-        assert set(row["measures"]) == (set() if name == "read" else {"ned", "shuffled", "shuffled_ned", "judge"})
+        measures = {"ned", "shuffled", "shuffled_ned", "judge"} if row["kind"] == "drawing" else set()
+        assert (len(drawn), set(row["measures"])) == (3 if measures else 0, measures)
         for path in drawn:
             with Image.open(path) as picture:
                 assert picture.size == (WIDTH, HEIGHT)

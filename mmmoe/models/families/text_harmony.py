@@ -166,11 +166,15 @@ class TextHarmony(SplicedModel):
         guidance: float | None,
         seeds: Sequence[int],
     ) -> Tensor:
-        """Returns the image (B, 3, H, W), values 0 to 1, that each prompt asks for; row b is a function of seeds[b]."""
+        """Returns the image (B, 3, H, W), values 0 to 1, that each prompt asks for; row b is a function of seeds[b].
+
+        Raises:
+            ValueError: A prompt is longer than the model's sequences, or there are not as many seeds as prompts.
+        """
         was_training = self.training
         self.eval()
         try:
-            prompt = self._splice(input_ids_BT, attention_mask_BT, None, media, features, left=True)
+            prompt = self._prompt(input_ids_BT, attention_mask_BT, media, features, positions=1)
             # A learned gate reads the prompt's words, as in training, and not the position that begins the image.
             self.read(prompt, task_B)
             spliced = self._begun(prompt)

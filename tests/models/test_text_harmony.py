@@ -145,6 +145,32 @@ def test_every_parameter_takes_part_in_every_batch(case, is_trained):
         assert reached == set()
 
 
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_every_batch_runs_the_same_modules_in_the_same_order(is_trained):
+    """Where weights are sharded, processes hand them to one another module by module, forwards and backwards."""
+
+    def told(rows):
+        model, calls = toy_harmony(slide=LEARNED).train(), []
+        model.tower.requires_grad_(is_trained)
+        for name, module in model.named_modules():
+            if not name.startswith("tower") or is_trained:
+                module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+                module.register_forward_hook(lambda _, given, out, name=name: seen_backwards(out, name, calls))
+        given = batch(*rows, tasks=True) if rows else EMPTY | {"task_B": torch.zeros(0, dtype=torch.int64)}
+        model(**given).loss(3, 2).backward()
+        return calls
+
+    def seen_backwards(out, name, calls):
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(lambda _: calls.append(f"{name} backwards"))
+
+    mixed = told(MIXED)
+    assert len(mixed) > 800
+    for rows in (*((one,) for one in MIXED), ()):
+        assert told(rows) == mixed
+
+
 def test_gradients_of_slide_experts_are_those_of_their_task():
     model = toy_harmony(slide=HARD)
     model.train()(**batch(*MIXED[1:3], tasks=True)).loss(3, 2).backward()

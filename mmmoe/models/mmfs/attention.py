@@ -151,8 +151,8 @@ class MultiImageAttention(nn.Module):
         maps_BNSC = like.new_zeros(1, 1, self.levels, self.value_proj.in_features)
         visible_BTN = torch.zeros(1, 1, 1, dtype=torch.bool, device=like.device)
         query_BTD = like.new_zeros(1, 1, self.dynamic_offset_mask.in_features)
-        found_BTD: Tensor = self(query_BTD, maps_BNSC, [(1, 1)] * self.levels, visible_BTN)
-        return found_BTD
+        # Not through `forward`, as where there are images: ZeRO 3 wants the same modules called on every process.
+        return self.read(query_BTD, self.values(maps_BNSC), [(1, 1)] * self.levels, visible_BTN)
 
     def _locations(
         self, query_BTD: Tensor, recency_BTN: Tensor, sides: Sequence[Grid], reference_T2: Tensor | None

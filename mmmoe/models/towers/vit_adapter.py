@@ -47,6 +47,8 @@ class ViTAdapterTower(PyramidTower):
         if spec.path is None or meta:
             config.image_size = self.image_size
             network: Any = _Vision(config)
+            if spec.position_std is not None:
+                nn.init.normal_(network.embeddings.position_embedding.weight, std=spec.position_std)
             weights = state_digest(network)
         else:
             network, weights = pretrained(_Vision, spec.path, spec.config, "tower.config", "CLIP")

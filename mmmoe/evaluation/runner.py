@@ -15,7 +15,8 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmoe import dist
-from mmmoe.evaluation.drawing import Written, as_picture, ceiling, judged, save
+from mmmoe.evaluation.clip_score import ClipJudge
+from mmmoe.evaluation.drawing import Written, as_picture, ceiling, clip_measures, judged, save
 from mmmoe.evaluation.judge import OcrJudge
 from mmmoe.evaluation.location import is_there
 from mmmoe.evaluation.metrics import chance, interval, is_correct, majority, normalise
@@ -196,7 +197,12 @@ def _measures(
     assert spec.drawing is not None, "the spec asks for one"
     written = Written([answer.prediction for answer in answers], [answer.correct for answer in answers])
     best = ceiling(OcrJudge(spec.drawing.judge), questions)
-    return written.measures([question.answer for question in questions], best)
+    found = written.measures([question.answer for question in questions], best)
+    clip = spec.drawing.clip
+    if clip is None:
+        return found
+    paths = [str(answer.drawn) for answer in answers]
+    return found | clip_measures(ClipJudge.load(clip.name, clip.path), paths, questions)
 
 
 def _choose(question: Question, scores: list[float]) -> Answer:

@@ -63,7 +63,8 @@ def _of_evaluation(run: RunSpec, evaluation: EvaluationSpec) -> Iterator[str]:
             "model.family text_harmony"
         )
         return
-    judge = evaluation.drawing.judge if evaluation.drawing is not None else ""
+    assert evaluation.drawing is not None, "the declaration asks for it"
+    judge, clip = evaluation.drawing.judge, evaluation.drawing.clip
     if not paths.resolve(judge).is_file():
         yield (
             f"drawing.judge: no file {judge}; data/prepare_text_harmony.py puts a reader there, or take "
@@ -71,3 +72,5 @@ def _of_evaluation(run: RunSpec, evaluation: EvaluationSpec) -> Iterator[str]:
         )
     if find_spec(RUNTIME) is None:
         yield f"drawing.judge: reading the file needs the package {RUNTIME}: pip install 'mmmoe[onnx]'"
+    if clip is not None and not paths.resolve(clip.path).is_file():
+        yield f"drawing.clip.path: no file {clip.path}; put the safetensors of a CLIP there, or leave clip out"

@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mmmoe.config.load import load
-from mmmoe.evaluation.spec import BenchmarkSpec, DrawingSpec, EvaluationSpec
+from mmmoe.evaluation.spec import BenchmarkSpec, ClipSpec, DrawingSpec, EvaluationSpec
 from mmmoe.paths import project_root
 from mmmoe.stages import preflight_drawing
 from mmmoe.stages.preflight import problems
@@ -47,9 +47,10 @@ def run(tokenizer, *overrides):
     return load(project_root() / "configs/text_harmony_tiny.yaml", RunSpec, small)
 
 
-def with_drawing(spec, judge):
+def with_drawing(spec, judge, clip=None):
     asked = EvaluationSpec(
-        benchmarks=[BenchmarkSpec(name="write", kind="drawing", file="write.jsonl")], drawing=DrawingSpec(judge=judge)
+        benchmarks=[BenchmarkSpec(name="write", kind="drawing", file="write.jsonl")],
+        drawing=DrawingSpec(judge=judge, clip=clip),
     )
     return spec.model_copy(update={"evaluation": asked})
 
@@ -69,6 +70,12 @@ def test_a_judge_that_nothing_can_run(tmp_path, judge, monkeypatch):
     monkeypatch.setattr(preflight_drawing, "find_spec", lambda name: None)
     (said,) = problems_of_drawing(spec)
     assert said == "evaluation.drawing.judge: reading the file needs the package onnxruntime: pip install 'mmmoe[onnx]'"
+
+
+def test_a_clip_that_is_not_there(tmp_path, judge):
+    clip = ClipSpec(name="ViT-B-32", path="nowhere/clip.safetensors")
+    (said,) = problems_of_drawing(with_drawing(run(tokenizer_of(tmp_path)), judge, clip))
+    assert said.startswith("evaluation.drawing.clip.path: no file nowhere/clip.safetensors; put the safetensors")
 
 
 def test_a_family_that_draws_nothing_is_asked_to_draw(judge):

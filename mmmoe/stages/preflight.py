@@ -17,6 +17,7 @@ from mmmoe.stages.assembly import problems_of_sources
 from mmmoe.stages.coefficients import idle_declarations
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.heritage import Heritage, check_same_model
+from mmmoe.stages.preflight_drawing import problems_of_drawing
 from mmmoe.stages.preflight_routing import problems_of_routing
 from mmmoe.stages.spec import RunSpec, StageSpec
 
@@ -46,6 +47,7 @@ def problems(spec: RunSpec) -> Iterator[str]:
         yield from (f"{where}.{text}" for text in _data(stage))
         seen.append(stage.name)
     yield from problems_of_routing(spec)
+    yield from problems_of_drawing(spec)
     yield from _expert_parallel(spec, world)
     yield from _names_in_model(spec)
     for benchmark in spec.evaluation.benchmarks if spec.evaluation else ():

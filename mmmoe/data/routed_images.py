@@ -82,6 +82,13 @@ class RoutedImages:
             return Guided(turns, views, beside, {"image": GLANCE_VIEW})
         return Guided(turns, self.views(routing), self._beside(questions_of(turns), routing))
 
+    def asked(self, record: Record, source: int, index: int) -> Guided:
+        """Returns a training sample as the routing pass of an exam: its first question, all experts, no answer."""
+        del source, index
+        turns = (Turn("human", self.prompt(_first_question(record.turns))),)
+        views, beside = self.of_question(questions_of(record.turns)[0], None)
+        return Guided(turns, views, beside, {"image": GLANCE_VIEW})
+
     def of_question(self, text: str, routing: Sequence[int] | None) -> tuple[frozenset[str], Mapping[str, Tensor]]:
         """Returns the views of a question's image and what goes with it; without a routing for a routing pass."""
         questions = [MARKED.sub("", text).strip()]
@@ -120,9 +127,8 @@ class RoutedImages:
             truncate=augmentation.truncate,
             paraphrase=augmentation.paraphrase,
         )
-        marks = "".join(mark for turn in turns for mark in MARKED.findall(turn.text))
-        asked = marks + questions_of(turns)[0]
-        return (Turn("human", routing_text(pool, asked, self._instruction)), Turn("gpt", pool.answer(routing)))
+        asked = routing_text(pool, _first_question(turns), self._instruction)
+        return (Turn("human", asked), Turn("gpt", pool.answer(routing)))
 
     def _of_shard(self, record: Record, source: int, index: int) -> Sequence[int]:
         del source, index
@@ -145,6 +151,18 @@ def routing_text(pool: Pool, question: str, instruction: str) -> str:
     """Returns a routing prompt; marks of the media stay in front."""
     marks = "".join(f"{mark}\n" for mark in MARKED.findall(question))
     return marks + pool.question(MARKED.sub("", question).strip(), instruction)
+
+
+def _first_question(turns: Sequence[Turn]) -> str:
+    """Returns what the human asks first in a dialogue, with the marks of all its media in front.
+
+    Raises:
+        ValueError: The human says nothing.
+    """
+    questions = questions_of(turns)
+    if not questions:
+        raise ValueError(f"a dialogue needs a human turn, got {[turn.role for turn in turns]}")
+    return "".join(mark for turn in turns for mark in MARKED.findall(turn.text)) + questions[0]
 
 
 def fixed(kind: Literal["none", "all"], num_experts: int) -> Choice:

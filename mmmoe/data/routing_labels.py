@@ -1,29 +1,11 @@
-"""Routing labels of MoVA: which experts lower the loss of a sample (arXiv 2404.13046, section 3.2).
-
-Losses are kept per judge and shard, in parts of a fixed number of samples, under a name that holds all they depend on.
-A part is complete as soon as its file has its name, so processes divide parts without talking, and a stopped builder
-goes on at the next missing part.
-"""
+"""Routing labels of MoVA: the experts that lower a sample's loss (arXiv 2404.13046, section 3.2), or that are named."""
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from mmmoe.data.index import write_atomically
 from mmmoe.data.routing_prompt import MOST, one_where
-from mmmoe.data.shards import ShardSet
-
-PART = 512
-"""Samples of one part."""
-
-Losses = npt.NDArray[np.float32]
 
 
 def routing_of(losses: Sequence[float], most: int = MOST) -> tuple[int, ...]:
@@ -38,75 +20,13 @@ def routing_of(losses: Sequence[float], most: int = MOST) -> tuple[int, ...]:
     return one_where(set(sorted(better, key=lambda number: (experts[number], number))[:most]), len(experts))
 
 
-@dataclass(frozen=True)
-class LabelPart:
-    """A run of samples of one shard."""
-
-    number: int
-    """Counted over all shards."""
-    shard: int
-    start: int
-    stop: int
-    """Within the shard."""
+def number_of(routing: Sequence[int]) -> int:
+    """Returns a routing as one number, with bit e for expert e: what a column of samples keeps."""
+    return sum(1 << expert for expert, bit in enumerate(routing) if bit)
 
 
-class LossColumn:
-    """The loss of every sample of a shard set under one judge, float32; NaN of what is unreadable or has no image."""
-
-    def __init__(self, folder: str | Path, key: str, shards: ShardSet) -> None:
-        """Finds what is there.
-
-        Args:
-            folder: of all columns.
-            key: names the judge: its weights, its template, the experts it was given.
-            shards: whose samples.
-        """
-        self.shards = shards
-        self._folders = [
-            Path(folder) / hashlib.sha256(f"{key} {shard.header.sha256}".encode()).hexdigest()[:32]
-            for shard in shards.shards
-        ]
-        self._read: dict[Path, Losses] = {}
-
-    def parts(self) -> list[LabelPart]:
-        """Returns all parts, present or not."""
-        counts = [shard.header.count for shard in self.shards.shards]
-        spans = [
-            (shard, start, min(start + PART, count))
-            for shard, count in enumerate(counts)
-            for start in range(0, count, PART)
-        ]
-        return [LabelPart(number, *span) for number, span in enumerate(spans)]
-
-    def missing(self) -> list[LabelPart]:
-        """Returns the parts that are not on disk."""
-        return [part for part in self.parts() if not self._path(part.shard, part.start).is_file()]
-
-    def first(self, part: LabelPart) -> int:
-        """Returns the number in the set of a part's first sample."""
-        return sum(shard.header.count for shard in self.shards.shards[: part.shard]) + part.start
-
-    def write(self, part: LabelPart, losses_N: Losses) -> None:
-        """Keeps a part's losses."""
-        path = self._path(part.shard, part.start)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = BytesIO()
-        np.save(content, losses_N.astype(np.float32))
-        write_atomically(path, content.getvalue())
-
-    def loss(self, index: int) -> float:
-        """Returns the loss of sample `index` of the set.
-
-        Raises:
-            ValueError: It was never computed.
-        """
-        shard, local = self.shards.locate(index)
-        path = self._path(shard, local - local % PART)
-        if path not in self._read:
-            if not path.is_file():
-                raise ValueError(f"losses {path} were never computed; build the routing labels first")
-            self._read[path] = np.load(path, allow_pickle=False)
-        return float(self._read[path][local % PART])
-
-    def _path(self, shard: int, start: int) -> Path:
-        return self._folders[shard] / f"{start:08d}.npy"
+def routing_in(number: float, num_experts: int, most: int = MOST) -> tuple[int, ...]:
+    """Returns the routing of a kept number: the first `most` of its experts, none of a sample without a number."""
+    bits = 0 if math.isnan(number) else int(number)
+    named = [expert for expert in range(num_experts) if bits >> expert & 1]
+    return one_where(set(named[:most]), num_experts)

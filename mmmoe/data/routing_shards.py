@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from mmmoe.data.record import ROUTING_FIELD
-from mmmoe.data.routing_labels import LossColumn, routing_of
+from mmmoe.data.routing_labels import routing_of
+from mmmoe.data.sample_column import SampleColumn
 from mmmoe.data.shard_file import finished, write_shard
 from mmmoe.data.shards import ShardSet
 
@@ -35,7 +36,7 @@ class Label:
     """Experts that could not answer it although the base could."""
 
 
-def labels_of(shards: ShardSet, number: int, columns: Sequence[LossColumn]) -> list[Label]:
+def labels_of(shards: ShardSet, number: int, columns: Sequence[SampleColumn]) -> list[Label]:
     """Returns the labels of a shard's samples.
 
     Args:
@@ -77,7 +78,7 @@ def _first(shards: ShardSet, number: int) -> int:
     return sum(shard.header.count for shard in shards.shards[:number])
 
 
-def _label(shards: ShardSet, index: int, columns: Sequence[LossColumn]) -> Label:
+def _label(shards: ShardSet, index: int, columns: Sequence[SampleColumn]) -> Label:
     try:
         entry, record = shards.entry(index), shards.record(index, kinds=())
     except ValueError:
@@ -85,7 +86,7 @@ def _label(shards: ShardSet, index: int, columns: Sequence[LossColumn]) -> Label
     nobody = (0,) * (len(columns) - 1)
     if "image" not in entry.kinds:
         return Label(nobody, "no image", record.domain)
-    base, *experts = losses = [column.loss(index) for column in columns]
+    base, *experts = losses = [column.number(index) for column in columns]
     if not math.isfinite(base):
         return Label(nobody, "unreadable", record.domain)
     silent = tuple(number for number, loss in enumerate(experts) if not math.isfinite(loss))

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from mmmoe.evaluation.clip_score import ClipJudge, clip_score
+from mmmoe.evaluation.frechet import distance_of_sets
 from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.writing import closeness, is_same
 
@@ -58,6 +61,25 @@ def ceiling(reader: Reader, questions: Sequence[Question]) -> float | None:
         return None
     pictures = [Image.open(str(question.reference)).convert("RGB") for question in questions]
     return _mean(judged(reader, pictures, [question.answer for question in questions]).correct)
+
+
+def clip_measures(judge: ClipJudge, paths: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
+    """Returns how drawn pictures fit their prompts, and how far they are from the references where all have one."""
+    drawn_I3HW = _pixels(paths)
+    score = clip_score(drawn_I3HW, [question.text for question in questions], judge)
+    found = {} if score is None else {"clip_score": score}
+    references = [str(question.reference) for question in questions if question.reference is not None]
+    if len(references) < len(questions) or len(questions) < 2:
+        return found
+    distance = distance_of_sets(drawn_I3HW, _pixels(references), judge.images)
+    return found if distance is None else found | {"frechet": distance}
+
+
+def _pixels(paths: Sequence[str]) -> Tensor:
+    """Returns pictures of one size as values 0 to 1 (I, 3, H, W)."""
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    pictures = [one if one.size == pictures[0].size else one.resize(pictures[0].size) for one in pictures]
+    return torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in pictures]).float() / 255
 
 
 def as_picture(pixels_3HW: Tensor) -> Image.Image:

@@ -15,7 +15,8 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmoe import dist
-from mmmoe.evaluation.drawing import Reader, Written, as_picture, ceiling, judged, save
+from mmmoe.evaluation.clip_score import ClipJudge
+from mmmoe.evaluation.drawing import Reader, Written, as_picture, ceiling, clip_measures, judged, save
 from mmmoe.evaluation.judge import OcrJudge
 from mmmoe.evaluation.location import is_there
 from mmmoe.evaluation.metrics import chance, interval, is_correct, majority, normalise
@@ -109,7 +110,7 @@ def evaluate(
                     partial=len(asked) < len(questions),
                     resamples=spec.bootstrap,
                     seconds=seconds,
-                    measures={} if benchmark.kind != "drawing" else _measures(reader, asked, answers),
+                    measures={} if benchmark.kind != "drawing" else _measures(reader, spec, asked, answers),
                 )
             )
     if dist.rank() == 0:
@@ -204,11 +205,19 @@ def _draw(
     ]
 
 
-def _measures(reader: Reader | None, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, float]:
+def _measures(
+    reader: Reader | None, spec: EvaluationSpec, questions: Sequence[Question], answers: Sequence[Answer]
+) -> dict[str, float]:
     """Returns what else is told of a benchmark whose answers were drawn."""
+    assert spec.drawing is not None, "the spec asks for one"
     assert reader is not None, "a benchmark of drawings has one"
+    clip = spec.drawing.clip
     written = Written([answer.prediction for answer in answers], [answer.correct for answer in answers])
-    return written.measures([question.answer for question in questions], ceiling(reader, questions))
+    found = written.measures([question.answer for question in questions], ceiling(reader, questions))
+    if clip is None:
+        return found
+    paths = [str(answer.drawn) for answer in answers]
+    return found | clip_measures(ClipJudge.load(clip.name, clip.path), paths, questions)
 
 
 def _choose(question: Question, scores: list[float]) -> Answer:

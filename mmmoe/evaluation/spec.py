@@ -27,11 +27,23 @@ class BenchmarkSpec(Spec):
     """Longest generated answer."""
 
 
+class ClipSpec(Spec):
+    """A CLIP model that judges drawn pictures."""
+
+    name: str
+    """Of open_clip's configurations, for example ViT-B-32."""
+    path: str
+    """Its checkpoint, a local safetensors file."""
+
+
 class DrawingSpec(Spec):
     """How pictures are drawn and judged."""
 
     judge: str
     """ONNX file of a recogniser of lines of text (PaddleOCR's form), which reads what was drawn."""
+    clip: ClipSpec | None = None
+    """Measures how pictures fit their prompts (CLIP score), and by its features how far they are as a set from the
+    reference pictures (a Frechet distance; FID proper takes an Inception network's); null: both are not run."""
     steps: int = Field(default=30, ge=1)
     """Steps of the sampler; TextHarmony's release takes 30."""
     guidance: float = Field(default=7.5, ge=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,7 @@ def compare_declared(folder: Path, declared: dict[str, Any], found: dict[str, An
     Raises:
         ValueError: naming every field that differs.
     """
-    want, have = _complete(declared), _complete(found)
-    # transformers 5 gathers rope_theta and its kin in one field.
-    keys = dict.fromkeys("rope_parameters" if key.startswith("rope_") else key for key in declared)
-    differing = [
-        f"{key}: declared {want.get(key)!r}, found {have.get(key)!r}" for key in keys if want.get(key) != have.get(key)
-    ]
+    differing = list(_differences(declared, _complete(declared), _complete(found)))
     if differing:
         raise ValueError(
             f"{folder / 'config.json'} differs from {where} ({'; '.join(differing)}); "
@@ -172,6 +167,19 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
             return "none"
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _differences(
+    declared: dict[str, Any], want: dict[str, Any], have: dict[str, Any], inside: str = ""
+) -> Iterator[str]:
+    """Yields the declared fields that differ; of a part's configuration inside another only its declared ones."""
+    # transformers 5 gathers rope_theta and its kin in one field.
+    for key in dict.fromkeys("rope_parameters" if key.startswith("rope_") else key for key in declared):
+        part, one, other = declared.get(key), want.get(key), have.get(key)
+        if isinstance(part, dict) and isinstance(one, dict) and isinstance(other, dict) and key != "rope_parameters":
+            yield from _differences(part, one, other, f"{inside}{key}.")
+        elif one != other:
+            yield f"{inside}{key}: declared {one!r}, found {other!r}"
 
 
 def _complete(fields: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Example:
     is_correct: bool
     picture: str | None
     """data: address."""
+    drawn: str | None
+    """data: address of the picture that was drawn for an answer."""
     clips: tuple[Clip, ...]
     choices: tuple[Choice, ...]
 
@@ -107,6 +109,7 @@ def _example(row: Row, folder: Path) -> Example:
         prediction=str(row.get("prediction", "")),
         is_correct=bool(row.get("correct")),
         picture=None if row.get("image") is None else thumbnail(folder / str(row["image"])),
+        drawn=None if row.get("drawn") is None else thumbnail(folder / str(row["drawn"])),
         clips=tuple(clip(kind, row[kind], folder) for kind in KINDS if kind != "image" and row.get(kind)),
         choices=choices,
     )

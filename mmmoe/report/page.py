@@ -74,6 +74,7 @@ def render(run: RunFiles, plots: list[Plot]) -> str:
         "example_sets": choose_examples(run),
         "ledger_columns": _columns(run.ledger),
         "ledger": [_shown(row) for row in run.ledger],
+        "drawings": [row for row in run.scores if row.get("measures")],
         "is_partial": any(row.get("partial") for row in run.scores),
     }
     return environment.get_template("page.html.j2").render(context)

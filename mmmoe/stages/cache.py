@@ -19,7 +19,7 @@ from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.lora.spec import BalanceSpec, LoRASpec, SlideLoRASpec
 from mmmoe.models.moe.spec import MoESpec
-from mmmoe.models.spec import ModelSpec, MoVASpec
+from mmmoe.models.spec import ModelSpec, MoVASpec, TextHarmonySpec
 from mmmoe.models.weights import weight_files
 from mmmoe.stages.assembly import digests
 from mmmoe.stages.handover import adapters_in
@@ -77,7 +77,9 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
     declared["training"].pop("checkpoint")
     world = dist.world_size()
     dropout = max(getattr(part, "dropout", 0.0) for part in run.model.parts().values())
-    is_cut = _trains_text(run, stage) or any(_depends_on_cut(adapter) for adapter in adapters_in(run, stage))
+    # What is drawn in training gets its noise in the order of the micro-batches.
+    draws = isinstance(run.model, TextHarmonySpec)
+    is_cut = draws or _trains_text(run, stage) or any(_depends_on_cut(adapter) for adapter in adapters_in(run, stage))
     if dropout == 0 and not is_cut:
         declared["training"].pop("micro_batch")
         world = 0

@@ -15,17 +15,18 @@ from mmmoe.data.feature_folders import read_folders
 from mmmoe.data.feature_lease import in_use, locked
 from mmmoe.log import console
 from mmmoe.stages.feature_budget import GB, day, gigabytes, what_of
-from mmmoe.stages.image_routing import LOSSES
+from mmmoe.stages.image_routing import ANSWERS, LOSSES
 from mmmoe.stages.spec import RunSpec
 
 FEATURES, PICTURES, STAGES = "features", "pictures", "stages"
-ORDER = (FEATURES, PICTURES, LOSSES, STAGES)
+WHAT = {PICTURES: "media of evaluations", LOSSES: "losses of judges", ANSWERS: "experts that judges named"}
+"""What is in the folders of a part, where it is the same in all."""
+ORDER = (FEATURES, PICTURES, LOSSES, ANSWERS, STAGES)
 """What goes first when a cache is trimmed: a tower makes features in hours what a stage makes in days."""
-
-
 NAMES = {
     PICTURES: re.compile(r"[0-9a-f]{16}"),
     LOSSES: re.compile(r"[0-9a-f]{32}"),
+    ANSWERS: re.compile(r"[0-9a-f]{32}"),
     STAGES: re.compile(r"[a-z0-9_]+-[0-9a-f]{16}(\.\d+\.partial)?"),
 }
 """Names that a cache gives to folders; any other is somebody's own: a run and this project have `stages` as well."""
@@ -37,7 +38,7 @@ class Kept:
 
     path: Path
     part: str
-    """Which of the four parts of a cache it belongs to."""
+    """Which of the parts of a cache it belongs to."""
     what: str
     """What is in it; one line of the list for all folders that say the same."""
     row: str
@@ -46,7 +47,7 @@ class Kept:
     """Images, videos or recordings, where that is known."""
     bytes: int
     used: float
-    """Time of last use; of pictures and losses of the last writing."""
+    """Time of last use; of pictures, losses and answers of the last writing."""
 
 
 def list_or_prune(words: Sequence[str]) -> None:
@@ -100,7 +101,7 @@ def print_cache(cache: Path) -> None:
 def prune(cache: Path, gigabytes_left: float) -> None:
     """Deletes what was not used for longest until no more than so much is left, and says what went.
 
-    Features go first, then pictures, losses and stages; features that a run is using stay.
+    Features go first, then pictures, what judges said, and stages; features that a run is using stay.
 
     Raises:
         ValueError: The folder is no cache.
@@ -152,7 +153,7 @@ def _folders(root: Path) -> Iterator[Kept]:
             continue
         stats = [file.stat() for file in path.rglob("*") if file.is_file()]
         used = max((stat.st_mtime for stat in (path.stat(), *stats)), default=0.0)
-        what = {PICTURES: "media of evaluations", LOSSES: "losses of judges"}.get(root.name, path.name)
+        what = WHAT.get(root.name, path.name)
         yield Kept(path, root.name, what, "", 0, sum(stat.st_size for stat in stats), used)
 
 

@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmmoe import dist, paths
+from mmmoe.config.ids import GLANCE_VIEW
 from mmmoe.data.dataset import Dataset, Source
+from mmmoe.data.prompt_template import PromptTemplate
 from mmmoe.data.quarantine import Quarantine
 from mmmoe.data.question_text import QuestionIds
 from mmmoe.data.record import Record
 from mmmoe.data.routed_images import Augmentation, Choice, RoutedImages, drawn, fixed
-from mmmoe.data.routing_labels import LossColumn, routing_of
+from mmmoe.data.routing_labels import routing_in, routing_of
 from mmmoe.data.routing_prompt import one_where
+from mmmoe.data.sample_column import SampleColumn
 from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.data.transform import Transform
+from mmmoe.evaluation.routing import ANSWER_TOKENS
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spec import ModelSpec, MoVASpec
 from mmmoe.models.spliced import SplicedModel
@@ -23,11 +27,13 @@ from mmmoe.models.towers.tower import TRAINED, Tower
 from mmmoe.stages.cache import tokenizers_of
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
-from mmmoe.stages.routing_losses import Judged, fill
+from mmmoe.stages.judging import Judged, experts_named_by, fill
 from mmmoe.stages.spec import RoutingSpec, RunSpec, StageSpec
 
 LOSSES = "routing_losses"
 """Folder of all losses in a cache."""
+ANSWERS = "routing_answers"
+"""Folder of the experts that judges named."""
 UNREADABLE = 10**9
 """Samples a judge may find unreadable: they get no expert, and training sets them aside by its own budget."""
 
@@ -71,6 +77,11 @@ def training_guide(
         base = named_base(run.model, model)
         columns = built_columns(parts[routing.judge], base, sources, transforms, Path(run.cache))
         choice = _from_losses(columns, routing.most)
+    elif routing.kind == "predicted":
+        assert routing.judge is not None, "the spec asks for one"
+        base = named_base(run.model, model)
+        answers = named_columns(parts[routing.judge], base, sources, transforms, Path(run.cache))
+        choice = _as_named(answers, experts, routing.most)
     elif routing.kind == "random":
         choice = drawn(experts, stage.mixture.seed, routing.most)
     elif routing.kind in ("none", "all"):
@@ -90,7 +101,7 @@ def built_columns(
     sources: Sequence[Source],
     transforms: Mapping[str, Transform],
     cache: Path,
-) -> list[list[LossColumn]]:
+) -> list[list[SampleColumn]]:
     """Returns for each source the losses of its samples without experts, then with each alone; fills in the missing.
 
     Args:
@@ -105,7 +116,7 @@ def built_columns(
     routings = [one_where(chosen, len(spec.experts)) for chosen in (set(), *({e} for e in range(len(spec.experts))))]
     key = judge_key(judge, base, transforms)
     columns = [
-        [LossColumn(cache / LOSSES, f"{key} {routing}", source.shards) for routing in routings] for source in sources
+        [SampleColumn(cache / LOSSES, f"{key} {routing}", source.shards) for routing in routings] for source in sources
     ]
     model: SplicedModel | None = None
     for source, of_source in zip(sources, columns, strict=True):
@@ -120,6 +131,54 @@ def built_columns(
     return columns
 
 
+def named_columns(
+    judge: Heritage,
+    base: str,
+    sources: Sequence[Source],
+    transforms: Mapping[str, Transform],
+    cache: Path,
+) -> list[SampleColumn]:
+    """Returns for each source the experts that a judge names for its samples, as an exam asks it; asks the missing.
+
+    Args:
+        judge: a finished stage of a MoVA that has learned to route.
+        base: names the encoders that it started from, and tokenizers.
+        sources: with the features of the views that are cached.
+        transforms: of the views.
+        cache: where answers are kept.
+    """
+    guide = guide_of(judge.model)
+    assert guide is not None
+    assert isinstance(judge.model, MoVASpec)
+    said = [guide.prompt(""), judge.model.routing_rule, judge.template.model_dump_json(), ANSWER_TOKENS]
+    key = f"{judge_key(judge, base, transforms)} {said}"
+    columns = [SampleColumn(cache / ANSWERS, key, source.shards) for source in sources]
+    model: SplicedModel | None = None
+    for source, column in zip(sources, columns, strict=True):
+        if not is_missing([column]):
+            continue
+        model = model if model is not None else rebuild(judge.path)[0]
+        dataset = asked_dataset(judge, guide, model, source, transforms)
+        ask = experts_named_by(guide, dataset.template)
+        fill(model, [Judged(column, dataset, ask)], f"experts named for {source.name}")
+    return columns
+
+
+def asked_dataset(
+    judge: Heritage, guide: RoutedImages, model: SplicedModel, source: Source, transforms: Mapping[str, Transform]
+) -> Dataset:
+    """Returns the routing passes about a source's samples."""
+    tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(judge.model)))
+    glance = model.positions(GLANCE_VIEW)
+    return Dataset(
+        [_as_seen_by(model, source)],
+        PromptTemplate(judge.template, tokenizer, image=glance, longest=model.max_positions),
+        transforms,
+        Quarantine(None, UNREADABLE),
+        guide=guide.asked,
+    )
+
+
 def named_base(spec: ModelSpec, model: SplicedModel) -> str:
     """Returns what names the encoders that a model started from, and its tokenizers."""
     return f"{weights_of(model)} {tokenizers_of(spec)}"
@@ -130,8 +189,8 @@ def judge_key(judge: Heritage, base: str, transforms: Mapping[str, Transform]) -
     return f"{judge.checkpoint.digest} {judge.base} {base} {sorted(t.key for t in transforms.values())}"
 
 
-def is_missing(columns: Sequence[LossColumn]) -> bool:
-    """Says whether losses are missing; collective.
+def is_missing(columns: Sequence[SampleColumn]) -> bool:
+    """Says whether numbers are missing; collective.
 
     Another run may fill them in at this moment, so the processes agree before one of them waits for the others.
     """
@@ -165,8 +224,15 @@ def _as_seen_by(model: SplicedModel, source: Source) -> Source:
     return replace(source, features=same)
 
 
-def _from_losses(columns: Sequence[Sequence[LossColumn]], most: int) -> Choice:
+def _from_losses(columns: Sequence[Sequence[SampleColumn]], most: int) -> Choice:
     def choose(record: Record, source: int, index: int) -> Sequence[int]:
-        return routing_of([column.loss(index) for column in columns[source]], most)
+        return routing_of([column.number(index) for column in columns[source]], most)
+
+    return choose
+
+
+def _as_named(columns: Sequence[SampleColumn], num_experts: int, most: int) -> Choice:
+    def choose(record: Record, source: int, index: int) -> Sequence[int]:
+        return routing_in(columns[source].number(index), num_experts, most)
 
     return choose

@@ -8,17 +8,16 @@ from mmmoe import dist, paths
 from mmmoe.data.shards import ShardSet
 from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.engine.groups import freeze, parameter_groups, trainable_parameters
-from mmmoe.evaluation.spec import EvaluationSpec
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.moe.spec import MoESpec
-from mmmoe.models.spec import TextHarmonySpec
 from mmmoe.models.weights import weight_problems
 from mmmoe.stages.assembly import problems_of_sources
 from mmmoe.stages.coefficients import idle_declarations
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.heritage import Heritage, check_same_model
+from mmmoe.stages.preflight_drawing import problems_of_drawing
 from mmmoe.stages.preflight_routing import problems_of_routing
 from mmmoe.stages.spec import RunSpec, StageSpec
 
@@ -48,24 +47,14 @@ def problems(spec: RunSpec) -> Iterator[str]:
         yield from (f"{where}.{text}" for text in _data(stage))
         seen.append(stage.name)
     yield from problems_of_routing(spec)
+    yield from problems_of_drawing(spec)
     yield from _expert_parallel(spec, world)
     yield from _names_in_model(spec)
-    if spec.evaluation is not None:
-        yield from (f"evaluation.{text}" for text in _evaluation(spec, spec.evaluation))
+    for benchmark in spec.evaluation.benchmarks if spec.evaluation else ():
+        if not paths.resolve(benchmark.file).is_file():
+            yield f"evaluation.benchmarks.{benchmark.name}: no file {benchmark.file}; prepare the data first"
     if spec.engine.port is not None and not dist.is_launched() and not dist.is_port_free(spec.engine.port):
         yield f"engine.port: {spec.engine.port} is taken by another program; leave it out to get a free one"
-
-
-def _evaluation(spec: RunSpec, evaluation: EvaluationSpec) -> Iterator[str]:
-    draws = isinstance(spec.model, TextHarmonySpec)
-    for benchmark in evaluation.benchmarks:
-        if not paths.resolve(benchmark.file).is_file():
-            yield f"benchmarks.{benchmark.name}: no file {benchmark.file}; prepare the data first"
-        if benchmark.kind == "drawing" and not draws:
-            yield f"benchmarks.{benchmark.name}: is of kind drawing, but a {spec.model.family} draws no images"
-    has_drawings = draws and any(benchmark.kind == "drawing" for benchmark in evaluation.benchmarks)
-    if has_drawings and evaluation.drawing and not paths.resolve(evaluation.drawing.judge).is_file():
-        yield f"drawing.judge: no file {evaluation.drawing.judge}; it is the ONNX file of a recogniser of text"
 
 
 def _model(spec: RunSpec) -> Iterator[str]:

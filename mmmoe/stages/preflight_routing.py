@@ -36,6 +36,12 @@ def _of_stage(run: RunSpec, stage: StageSpec) -> Iterator[str]:
     yield from (f".conversations: {text}" for text in _unknown(routing.conversations, sources, "source of its mixture"))
     if routing.conversations and stage.template.kind == "plain":
         yield ".conversations: template plain leaves out what is asked; take vicuna_v1 or chat"
+    judges = [other for other in run.stages if other.name == routing.judge]
+    if routing.kind == "predicted" and judges and judges[0].template.kind == "plain":
+        yield (
+            f".judge: {routing.judge!r} has template plain, which leaves out what a routing pass asks; take a stage "
+            "with vicuna_v1 or chat that has learned to route"
+        )
 
 
 def _of_text(text: BertTextSpec) -> Iterator[str]:

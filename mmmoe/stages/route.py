@@ -21,9 +21,9 @@ from rich.text import Text
 from mmmoe import dist, paths
 from mmmoe.data.dataset import Source
 from mmmoe.data.index import write_atomically
-from mmmoe.data.routing_labels import LossColumn
 from mmmoe.data.routing_prompt import MOST
 from mmmoe.data.routing_shards import Label, count_labels, labels_of, write_labelled
+from mmmoe.data.sample_column import SampleColumn
 from mmmoe.data.shard_file import refuse_strangers
 from mmmoe.data.shards import ShardSet
 from mmmoe.log import console, logger
@@ -35,8 +35,8 @@ from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.image_routing import LOSSES, built_columns, is_missing, judge_dataset, judge_key
+from mmmoe.stages.judging import Judged, fill
 from mmmoe.stages.ledger import SPEC_FILE, RunFolder
-from mmmoe.stages.routing_losses import Judged, fill
 from mmmoe.stages.spec import RunSpec
 
 ORDER_FILE = "routing.json"
@@ -131,7 +131,7 @@ def _check_out(shards: ShardSet, out: Path) -> None:
     refuse_strangers(out, [out / name for name in names])
 
 
-def _columns(judges: Judges, shards: ShardSet) -> tuple[tuple[str, ...], list[LossColumn]]:
+def _columns(judges: Judges, shards: ShardSet) -> tuple[tuple[str, ...], list[SampleColumn]]:
     """Returns the experts' names and the losses of the base, then of each; computes what is missing."""
     source, cache = Source("shards", "", shards), _cache_of(judges.base)
     base = Heritage.read(judges.base)
@@ -148,13 +148,13 @@ def _columns(judges: Judges, shards: ShardSet) -> tuple[tuple[str, ...], list[Lo
     return tuple(judges.experts), columns
 
 
-def _column(name: str, path: Path, source: Source, cache: Path) -> LossColumn:
+def _column(name: str, path: Path, source: Source, cache: Path) -> SampleColumn:
     """Returns the losses of one model, computed where they are missing."""
     judge = Heritage.read(path)
     if isinstance(judge.model, MoVASpec):
         raise ValueError(f"{path} ({name}) is a MoVA, whose answers depend on its own experts; give it alone; {USAGE}")
     transforms = transforms_of(build_model(judge.model, judge.seed, meta=True))
-    column = LossColumn(cache / LOSSES, judge_key(judge, _named_base(judge), transforms), source.shards)
+    column = SampleColumn(cache / LOSSES, judge_key(judge, _named_base(judge), transforms), source.shards)
     if is_missing([column]):
         del judge
         model, judge = rebuild(path)
@@ -179,7 +179,7 @@ def _cache_of(final: Path) -> Path:
     return Path(RunSpec.model_fields["cache"].default)
 
 
-def _write(shards: ShardSet, columns: Sequence[LossColumn], experts: Sequence[str], out: Path) -> tuple[Counts, int]:
+def _write(shards: ShardSet, columns: Sequence[SampleColumn], experts: Sequence[str], out: Path) -> tuple[Counts, int]:
     """Writes this process's share of the shards; returns the counts of all, and how many shards stood already."""
     own: list[Label] = []
     kept = 0

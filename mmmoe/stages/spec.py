@@ -28,20 +28,22 @@ class ConversationSpec(Spec):
 class RoutingSpec(Spec):
     """Which vision experts look at a stage's images (MoVA)."""
 
-    kind: Literal["shards", "built", "random", "none", "all"] = "shards"
+    kind: Literal["shards", "built", "predicted", "random", "none", "all"] = "shards"
     """shards: as `routing_weights` of each sample says; built: the experts that lower the loss of a finished stage's
-    model; random: none to `most` of them, drawn sample by sample; none; all."""
+    model; predicted: those that a finished stage's model names itself in a routing pass, as in an exam, so that a
+    stage sees the routing it will meet; random: none to `most` of them, drawn sample by sample; none; all."""
     judge: str | None = None
-    """built: the stage, or folder of a finished one, whose loss with each expert alone is held against none."""
+    """The stage, or folder of a finished one, that is asked. built: for its loss with each expert alone and with none;
+    predicted: for the experts, so one that has learned to route."""
     most: int = Field(default=3, ge=1)
-    """Experts of an image at most; built keeps those of smallest loss."""
+    """Experts of an image at most; built keeps those of smallest loss, predicted the first letters."""
     conversations: dict[str, ConversationSpec] = {}
     """Sources of the mixture, by name, that ask for the routing instead of giving it."""
 
     @model_validator(mode="after")
     def _has_judge(self) -> RoutingSpec:
-        if (self.judge is not None) != (self.kind == "built"):
-            raise ValueError("built needs a judge, a finished stage; the other kinds take none")
+        if (self.judge is not None) != (self.kind in ("built", "predicted")):
+            raise ValueError("built and predicted need a judge, a finished stage; the other kinds take none")
         return self
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from routed_source import write_routed
 
-from mmmoe.data import routing_labels
-from mmmoe.data.routing_labels import LossColumn, routing_of
+from mmmoe.data import sample_column
+from mmmoe.data.routing_labels import number_of, routing_in, routing_of
+from mmmoe.data.sample_column import SampleColumn
 from mmmoe.data.shards import ShardSet
 
 NAN, INF = math.nan, math.inf
@@ -45,14 +46,24 @@ def test_on_any_table_the_best_of_those_below_the_base_are_marked():
             assert sorted(marked) == sorted(below)[:most]
 
 
+def test_a_routing_is_one_number_and_the_first_of_it_are_kept():
+    rng = np.random.default_rng(1)
+    for routing in rng.integers(0, 2, (200, 26)).tolist():
+        number = float(np.float64(number_of(routing)))
+        assert routing_in(number, 26, 26) == tuple(routing)
+        first = [expert for expert, bit in enumerate(routing) if bit][:2]
+        assert [expert for expert, bit in enumerate(routing_in(number, 26, 2)) if bit] == first
+    assert routing_in(NAN, 3) == (0, 0, 0)
+
+
 @pytest.fixture
 def shards(tmp_path):
     return ShardSet(write_routed(tmp_path / "source", 12))
 
 
 def filled(tmp_path, key, shards, monkeypatch, offset=0.0):
-    monkeypatch.setattr(routing_labels, "PART", 2)
-    column = LossColumn(tmp_path / "losses", key, shards)
+    monkeypatch.setattr(sample_column, "PART", 2)
+    column = SampleColumn(tmp_path / "losses", key, shards)
     for part in column.missing():
         first = column.first(part)
         column.write(part, np.arange(first, first + part.stop - part.start) + offset)
@@ -60,27 +71,27 @@ def filled(tmp_path, key, shards, monkeypatch, offset=0.0):
 
 
 def test_a_column_has_a_loss_for_each_sample(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(routing_labels, "PART", 2)
-    column = LossColumn(tmp_path / "losses", "judge", shards)
+    monkeypatch.setattr(sample_column, "PART", 2)
+    column = SampleColumn(tmp_path / "losses", "judge", shards)
     spans = [(part.number, part.shard, part.start, part.stop) for part in column.parts()]
     assert spans == [
         (0, 0, 0, 2), (1, 0, 2, 4), (2, 0, 4, 5), (3, 1, 0, 2), (4, 1, 2, 4), (5, 1, 4, 5), (6, 2, 0, 2)
     ]  # fmt: skip
     assert column.missing() == column.parts()
-    with pytest.raises(ValueError, match="were never computed; build the routing labels first"):
-        column.loss(0)
+    with pytest.raises(ValueError, match="were never computed; fill their column first"):
+        column.number(0)
     filled(tmp_path, "judge", shards, monkeypatch)
     assert column.missing() == []
-    assert [column.loss(index) for index in range(12)] == list(range(12))
-    assert [LossColumn(tmp_path / "losses", "judge", shards).loss(index) for index in (11, 4, 5)] == [11, 4, 5]
+    assert [column.number(index) for index in range(12)] == list(range(12))
+    assert [SampleColumn(tmp_path / "losses", "judge", shards).number(index) for index in (11, 4, 5)] == [11, 4, 5]
     assert not list((tmp_path / "losses").rglob("*.tmp"))
 
 
 def test_other_judges_and_other_shards_have_columns_of_their_own(shards, tmp_path, monkeypatch):
     filled(tmp_path, "judge", shards, monkeypatch)
     other = filled(tmp_path, "another", shards, monkeypatch, offset=100)
-    assert [other.loss(3), LossColumn(tmp_path / "losses", "judge", shards).loss(3)] == [103, 3]
+    assert [other.number(3), SampleColumn(tmp_path / "losses", "judge", shards).number(3)] == [103, 3]
     changed = ShardSet(write_routed(tmp_path / "changed", 12, lambda number, row: row | {"id": "other"}))
-    assert LossColumn(tmp_path / "losses", "judge", changed).missing() != []
+    assert SampleColumn(tmp_path / "losses", "judge", changed).missing() != []
     same = ShardSet(write_routed(tmp_path / "again", 12))
-    assert LossColumn(tmp_path / "losses", "judge", same).missing() == []
+    assert SampleColumn(tmp_path / "losses", "judge", same).missing() == []

@@ -13,8 +13,8 @@ from data_media import picture
 
 from mmmoe.data import index as index_module
 from mmmoe.data.index import index_path
-from mmmoe.data.routing_labels import LossColumn
 from mmmoe.data.routing_shards import count_labels, labels_of, write_labelled
+from mmmoe.data.sample_column import SampleColumn
 from mmmoe.data.shards import ShardSet
 
 NAN = float("nan")
@@ -38,7 +38,7 @@ def dialogue(question="<image>\nwhat?", **fields):
 def columns_of(tmp_path, shards, table_NE):
     """Returns columns that hold a table of losses (samples by base and experts)."""
     table_NE = np.array(table_NE, dtype=np.float32)
-    columns = [LossColumn(tmp_path / "losses", f"judge {number}", shards) for number in range(table_NE.shape[1])]
+    columns = [SampleColumn(tmp_path / "losses", f"judge {number}", shards) for number in range(table_NE.shape[1])]
     for number, column in enumerate(columns):
         for part in column.missing():
             first = column.first(part)

@@ -15,9 +15,12 @@ PASSES = [0, 5]
 SITES = ["language.*.self_attn.*_proj", "language.*.mlp.*_proj"]
 
 
-def with_lora(**changes):
+ANSWERS = [at for at in range(len(MIXED)) if at not in PASSES]
+
+
+def with_lora(rows="routing", **changes):
     model = toy_mova()
-    model.add_adapters([lora_spec(rows="routing", sites=SITES, **changes)])
+    model.add_adapters([lora_spec(rows=rows, sites=SITES, **changes)])
     randomise(model)
     return model
 
@@ -53,6 +56,26 @@ def gradients(model, given):
     model.zero_grad(set_to_none=True)
     model(**given).loss(21, len(given["input_ids_BT"])).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_an_adapter_for_answers_changes_all_but_routing_passes(is_training):
+    plain, model, given = toy_mova().train(is_training), with_lora("answers").train(is_training), batch(*MIXED)
+    assert rows_that_differ(model(**given).nll_B, plain(**given).nll_B) == ANSWERS
+    logits = (model.logits(**_without_labels(given)) != plain.logits(**_without_labels(given))).flatten(1).any(1)
+    assert logits.nonzero()[:, 0].tolist() == ANSWERS
+    passes = batch(*(MIXED[at] for at in PASSES))
+    assert torch.equal(model(**passes).nll_B, plain(**passes).nll_B)
+
+
+def test_only_answers_train_an_adapter_for_them():
+    model = with_lora("answers").train()
+    of_passes, of_all = gradients(model, batch(MIXED[0], MIXED[5])), gradients(model, batch(*MIXED))
+    of_answers = gradients(model, batch(*(MIXED[at] for at in ANSWERS)))
+    for name in (name for name in of_passes if ".lora." in name):
+        assert not of_passes[name].any()
+        torch.testing.assert_close(of_all[name], of_answers[name], atol=1e-5, rtol=1e-3)
+        assert of_all[name].any()
 
 
 def test_only_routing_passes_train_it():
@@ -121,6 +144,8 @@ def test_models_without_routing_passes_and_sites_outside_of_the_language_model_r
         ValueError, match=r"rows: routing needs a model that routes images \(MoVA\), LlavaMole does not"
     ):
         toy_model().add_adapters([lora_spec(rows="routing")])
+    with pytest.raises(ValueError, match=r"rows: answers has no rows to tell apart at language\.lm_head"):
+        toy_mova().add_adapters([lora_spec(rows="answers", sites=["language.lm_head"])])
     with pytest.raises(ValueError, match=r"'connector\.projector\.layers\.0' is no part of"):
         toy_mova().add_adapters([lora_spec(rows="routing", sites=["connector.projector.layers.0"])])
 
@@ -129,7 +154,9 @@ def test_a_switch_that_nobody_turned_is_off():
     x_BTD = torch.zeros(2, 3, 4)
     switch = RowSwitch()
     assert not switch.gates(x_BTD).any()
+    assert switch.gates(x_BTD, "answers").all()
     switch.turn(torch.tensor([False, True]))
     assert switch.gates(x_BTD)[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert switch.gates(x_BTD, "answers")[:, 0].tolist() == [1, 1, 1, 0, 0, 0]
     switch.turn(None)
     assert not switch.gates(x_BTD).any()

@@ -106,7 +106,8 @@ def test_mova_takes_clip_at_672_pixels():
 def test_the_readmes_declarations_of_towers_are_valid():
     text = (project_root() / "models/README.md").read_text().split("## Towers")[1].split("```yaml")[1].split("```")[0]
     specs = [TypeAdapter(ImageTowerSpec).validate_python(declared) for declared in yaml.safe_load(text)]
-    assert [spec.kind for spec in specs] == ["open_clip", "open_clip", "dinov2", "sam", "pix2struct", "onnx"]
+    kinds = ["open_clip", "open_clip", "dinov2", "sam", "pix2struct", "vit_adapter", "onnx"]
+    assert [spec.kind for spec in specs] == kinds
     with torch.device("meta"):
         clip_672, biomed_clip = (build_tower(spec, meta=True) for spec in specs[:2])
     assert (clip_672.grid, biomed_clip.grid, biomed_clip.channels) == ((48, 48), (14, 14), 768)

@@ -205,6 +205,21 @@ def test_folders_are_checked_without_reading_weights(tmp_path):
     assert "config: " in next(weight_problems(ViTAdapterTowerSpec(path=str(tmp_path), config=wider)))
 
 
+def test_of_a_whole_clip_only_what_is_declared_of_its_image_encoder_is_compared(tmp_path):
+    """Published folders hold fields that the library's class has no more; a plan declares sizes."""
+    saved(tmp_path, whole=True)
+    file = tmp_path / "config.json"
+    stated = json.loads(file.read_text())
+    stated["vision_config"] |= {"projection_dim": 768, "add_cross_attention": False, "torchscript": False}
+    file.write_text(json.dumps(stated))
+    config = {"model_type": "clip", "vision_config": VISION}
+    assert list(weight_problems(ViTAdapterTowerSpec(path=str(tmp_path), config=config))) == []
+    config["vision_config"] = VISION | {"hidden_size": 32}
+    (told,) = weight_problems(ViTAdapterTowerSpec(path=str(tmp_path), config=config))
+    assert "vision_config.hidden_size: declared 32, found 16" in told
+    assert "patch_size" not in told
+
+
 def test_released_positions_of_another_size_are_interpolated_bicubically():
     table = torch.randn(17, 16)
     state = {"embeddings.position_embedding.weight": table, "adapter_level_embed": torch.zeros(3, 16)}

@@ -28,6 +28,11 @@ LLAMA = {
 TRAINED = ["connector.*", "language.*"]
 
 
+def lora(sites: str, rows: str) -> dict:
+    """Returns an adapter on sites of the attention, for routing passes or for answers."""
+    return {"kind": "lora", "sites": [f"language.*.self_attn.{sites}_proj"], "rank": 4, "alpha": 8, "rows": rows}
+
+
 def tower(width: int, side: int) -> dict:
     """Returns a random DINOv2 of one layer; an image of `side` has (side / 8)^2 tokens."""
     config = {
@@ -66,7 +71,7 @@ def make_mova_project(folder: Path, samples: int = 24) -> Path:
 
 
 def configuration(folder: Path) -> dict:
-    """Returns the run: base tower and adapter without experts, all on given routings, then on those built by loss."""
+    """Returns the run: base tower and adapter without experts, all on given routings, on those by loss, on its own."""
 
     def mixture(*names: str) -> dict:
         return {"sources": [{"name": n, "shards": str(folder / "shards" / n), "domain": n} for n in names]}
@@ -108,9 +113,18 @@ def configuration(folder: Path) -> dict:
             common
             | {
                 "name": "built",
+                "adapters": [lora("[ko]", "routing")],
                 "trains": TRAINED,
                 "mixture": mixture("shapes", "colours"),
-                "routing": {"kind": "built", "judge": "tune", "most": 2},
+                "routing": {"kind": "built", "judge": "tune", "most": 2, "conversations": {"colours": {}}},
+            },
+            common
+            | {
+                "name": "named",
+                "adapters": [lora("[qv]", "answers")],
+                "trains": ["connector.blocks.*.readers.*", "connector.blocks.*.gate.*", "language.*.[qv]_proj.lora.*"],
+                "mixture": mixture("shapes", "colours", "text"),
+                "routing": {"kind": "predicted", "judge": "built"},
             },
         ],
         "engine": {"kind": "local", "processes": 1, "threads": 1},

@@ -15,10 +15,11 @@ from mova_project import finished_stage, make_mova_project
 
 from mmmoe import dist
 from mmmoe.config.load import load
-from mmmoe.data import routing_labels
+from mmmoe.data import sample_column
 from mmmoe.data.collate import collate
 from mmmoe.data.dataset import open_sources, with_features
-from mmmoe.data.routing_labels import LossColumn, routing_of
+from mmmoe.data.routing_labels import routing_of
+from mmmoe.data.sample_column import SampleColumn
 from mmmoe.data.shards import ShardSet
 from mmmoe.stages import image_routing
 from mmmoe.stages.draw import encode, feature_key, transforms_of
@@ -47,7 +48,7 @@ def judge(run, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(routing_labels, "PART", 4)
+    monkeypatch.setattr(sample_column, "PART", 4)
 
 
 def build(judge, run, cache, *, names=("shapes", "colours"), sources=None):
@@ -59,7 +60,7 @@ def build(judge, run, cache, *, names=("shapes", "colours"), sources=None):
 
 
 def losses_of(columns):
-    return [[[column.loss(n) for n in range(len(column.shards))] for column in of_source] for of_source in columns]
+    return [[[column.number(n) for n in range(len(column.shards))] for column in of_source] for of_source in columns]
 
 
 def test_losses_are_those_of_one_sample_after_the_other(run, judge, tmp_path):
@@ -72,7 +73,7 @@ def test_losses_are_those_of_one_sample_after_the_other(run, judge, tmp_path):
             sample = judge_dataset(judge, model, source, transforms_of(model), routing).get(0, number)
             output = model(**collate([sample], 3).inputs())
             by_hand.append(float(output.nll_B.detach() / output.num_targets_B))
-        kept = [column.loss(number) for column in columns[0]]
+        kept = [column.number(number) for column in columns[0]]
         assert kept == pytest.approx(by_hand, abs=1e-5)
         labels.add(routing_of(kept))
     assert len(labels) > 1
@@ -88,7 +89,7 @@ def test_a_fresh_adapter_marks_nobody(run, tmp_path):
 
 def test_a_stopped_building_goes_on_at_the_missing_part(run, judge, tmp_path, monkeypatch):
     whole = losses_of(build(judge, run, tmp_path / "whole"))
-    write, written = LossColumn.write, []
+    write, written = SampleColumn.write, []
 
     def dies(self, part, losses_N):
         if len(written) == 13:
@@ -96,10 +97,10 @@ def test_a_stopped_building_goes_on_at_the_missing_part(run, judge, tmp_path, mo
         written.append(part)
         write(self, part, losses_N)
 
-    monkeypatch.setattr(LossColumn, "write", dies)
+    monkeypatch.setattr(SampleColumn, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         build(judge, run, tmp_path / "killed")
-    monkeypatch.setattr(LossColumn, "write", lambda self, part, x: written.append(part) or write(self, part, x))
+    monkeypatch.setattr(SampleColumn, "write", lambda self, part, x: written.append(part) or write(self, part, x))
     assert losses_of(build(judge, run, tmp_path / "killed")) == whole
     assert len(written) == 2 * 4 * 5  # two sources, four columns, five parts of four samples
 
@@ -108,7 +109,7 @@ def test_a_second_run_computes_nothing_and_needs_no_judge(run, judge, tmp_path, 
     first = losses_of(build(judge, run, tmp_path))
     model = rebuild(judge.path)[0]
     monkeypatch.setattr(image_routing, "rebuild", lambda path: pytest.fail("the judge was built again"))
-    monkeypatch.setattr(LossColumn, "write", lambda *_: pytest.fail("a part was written again"))
+    monkeypatch.setattr(SampleColumn, "write", lambda *_: pytest.fail("a part was written again"))
     sources = open_sources(run.stages[2].mixture)
     again = built_columns(judge, f"{weights_of(model)}", sources, transforms_of(model), tmp_path)
     assert losses_of(again) == first
@@ -133,7 +134,7 @@ def test_text_is_not_judged_and_marks_nobody(run, judge, tmp_path, monkeypatch):
     monkeypatch.setattr(type(rebuild(judge.path)[0]), "forward", lambda *_, **__: pytest.fail("asked about text"))
     columns = build(judge, run, tmp_path, names=("text",))
     assert not any(column.missing() for column in columns[0])
-    assert routing_of([column.loss(0) for column in columns[0]]) == (0, 0, 0)
+    assert routing_of([column.number(0) for column in columns[0]]) == (0, 0, 0)
 
 
 def with_damaged_picture(run, folder):
@@ -155,12 +156,12 @@ def test_a_sample_that_cannot_be_read_gets_no_label_and_the_building_goes_on(run
     want = build(judge, run, tmp_path / "whole", names=("shapes",))[0]
     found = build(judge, run, tmp_path / "losses", sources=sources)[0]
     for number in range(20):
-        losses = [column.loss(number) for column in found]
+        losses = [column.number(number) for column in found]
         if number == 5:
             assert all(math.isnan(loss) for loss in losses)
             assert routing_of(losses) == (0, 0, 0)
         else:
-            assert losses == pytest.approx([column.loss(number) for column in want], abs=2e-3)
+            assert losses == pytest.approx([column.number(number) for column in want], abs=2e-3)
 
 
 def encoded(model, sources, folder):
@@ -188,14 +189,16 @@ def test_a_guide_routes_by_the_labels(run, judge, tmp_path):
     stage, model = run.stages[2], rebuild(judge.path)[0]
     sources = open_sources(stage.mixture)
     for most in (1, 2):
-        stage = stage.model_copy(update={"routing": stage.routing.model_copy(update={"most": most})})
+        stage = stage.model_copy(
+            update={"routing": stage.routing.model_copy(update={"most": most, "conversations": {}})}
+        )
         guide = training_guide(run, stage, model, sources, transforms_of(model), {"tune": judge})
         columns = build(judge, run, tmp_path)
         sizes = set()
         for source in range(2):
             for number in range(20):
                 guided = guide(sources[source].shards.record(number), source, number)
-                label = routing_of([column.loss(number) for column in columns[source]], most)
+                label = routing_of([column.number(number) for column in columns[source]], most)
                 assert guided.beside["image.routing"].tolist() == [list(label)]
                 sizes.add(sum(label))
         assert max(sizes) == most
@@ -205,7 +208,7 @@ def build_in_process(rank, world, port, project, judge, cache):
     """Builds as one of several processes."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    routing_labels.PART = 4
+    sample_column.PART = 4
     dist.start()
     losses = losses_of(build(Heritage.read(judge), load(project, RunSpec), cache))
     (cache / f"rank{rank}.txt").write_text(repr(losses))

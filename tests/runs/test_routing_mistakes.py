@@ -72,6 +72,14 @@ MISTAKES = {
         lambda data: data["stages"][2]["routing"].update(judge="built"),
         "stages.built: takes parts of 'built', which comes later in this run; put it before",
     ),
+    "a judge that cannot be asked": (
+        lambda data: data["stages"][2].update(template={"kind": "plain"}, routing={"kind": "all"}),
+        "stages.named.routing.judge: 'built' has template plain, which leaves out what a routing pass asks; take a",
+    ),
+    "named by itself": (
+        lambda data: data["stages"][3]["routing"].update(judge="named"),
+        "stages.named: takes parts of 'named', which comes later in this run; put it before",
+    ),
     "judge is misspelt": (
         lambda data: data["stages"][2]["routing"].update(judge="tun"),
         "stages.built: takes parts of 'tun', which is no stage of this run and no folder; did you mean 'tune'?",
@@ -132,11 +140,12 @@ def test_experts_of_the_exam_of_a_model_without_any(project, tmp_path):
 
 
 REFUSED = {
-    "built without a judge": ({"kind": "built"}, "built needs a judge"),
+    "built without a judge": ({"kind": "built"}, "built and predicted need a judge"),
+    "predicted without a judge": ({"kind": "predicted"}, "built and predicted need a judge"),
     "a judge of nothing": ({"judge": "tune"}, "the other kinds take none"),
     "random with a judge": ({"kind": "random", "judge": "tune"}, "the other kinds take none"),
     "most 0": ({"most": 0}, "greater than or equal to 1"),
-    "an unknown kind": ({"kind": "guessed"}, "'shards', 'built', 'random', 'none' or 'all'"),
+    "an unknown kind": ({"kind": "guessed"}, "'shards', 'built', 'predicted', 'random', 'none' or 'all'"),
     "an unknown switch": ({"conversations": {"shapes": {"shufle": True}}}, "shufle"),
 }
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,16 @@ from mova_project import make_mova_project
 from small_project import losses, start
 
 from mmmoe.engine.checkpoint import all_steps, read
+from mmmoe.evaluation.questions import load_questions
+from mmmoe.evaluation.routing import ANSWER_TOKENS, with_routing
+from mmmoe.stages.evaluate import subject_of
+from mmmoe.stages.handover import rebuild
 from mmmoe.stages.ledger import RunFolder
 
 pytestmark = pytest.mark.slow
-STAGES = ("align", "tune", "built")
+STAGES = ("align", "tune", "built", "named")
 CUT_UP = "engine.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
-LONGER = ["evaluation=null", "stages.tune.training.steps=12", "stages.built.training.steps=12"]
+LONGER = ["evaluation=null", *(f"stages.{stage}.training.steps=12" for stage in STAGES[1:])]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_each_stage_moves_what_it_declares_and_no_expert(run):
     tensors = {stage: read(run / "stages" / stage / "final").tensors for stage in STAGES}
     parts = {stage: {name.split(".")[0] for name in found} for stage, found in tensors.items()}
     assert parts["align"] == {"connector", "tower"}
-    assert parts["tune"] == parts["built"] == {"connector", "tower", "language", "text"}
+    assert parts["tune"] == parts["built"] == parts["named"] == {"connector", "tower", "language", "text"}
 
     def moved(before, after):
         common = tensors[before].keys() & tensors[after].keys()
@@ -82,6 +86,11 @@ def test_each_stage_moves_what_it_declares_and_no_expert(run):
 
     assert moved("align", "tune") == {"connector"}
     assert moved("tune", "built") == {"connector", "language"}
+    old, new = tensors["built"], tensors["named"]
+    fresh = new.keys() - old.keys()
+    assert {name.split(".")[-3] for name in fresh} == {"q_proj", "v_proj"}
+    assert all(new[name].any() for name in fresh)
+    assert all(".blocks." in name for name in old if not torch.equal(old[name], new[name]))
 
 
 def test_readers_of_experts_learn_from_images_routed_to_them_alone(run):
@@ -117,7 +126,7 @@ def test_processes_whose_images_have_different_experts_stay_in_step(project, run
                 torch.testing.assert_close(*gates, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("stage", ["tune", "built"])
+@pytest.mark.parametrize("stage", ["tune", "built", "named"])
 def test_a_killed_run_resumes_bit_for_bit(project, longer, stage):
     run, process = started(project, f"killed_{stage}", *LONGER)
     deadline = time.monotonic() + 400
@@ -138,17 +147,41 @@ def test_a_killed_run_resumes_bit_for_bit(project, longer, stage):
         assert all(torch.equal(expected[key], found[key]) for key in expected), name
 
 
-def test_a_run_without_its_cache_builds_the_same_labels(project, longer):
-    """Losses do not depend on what was asked before: not on features kept, nor on questions encoded."""
+@pytest.fixture(scope="module")
+def again(project):
     run, process = started(project, "again", *LONGER)
     finish(process)
-    ours, theirs = (Path(project.parent / "caches" / name / "routing_losses") for name in ("again", "longer"))
+    return run
+
+
+@pytest.mark.parametrize(("folder", "count"), [("routing_losses", 16), ("routing_answers", 6)])
+def test_a_run_without_its_cache_hears_the_same_of_its_judges(project, again, longer, folder, count):
+    """What they say does not depend on what was asked before: not on features kept, nor on questions encoded.
+
+    Losses of two sources of two shards fill four columns, experts named for three sources one.
+    """
+    ours, theirs = (Path(project.parent / "caches" / name / folder) for name in ("again", "longer"))
     found = sorted(path.relative_to(ours) for path in ours.rglob("*.npy"))
     assert found == sorted(path.relative_to(theirs) for path in theirs.rglob("*.npy"))
-    assert len(found) == 16  # two sources of two shards, four columns
+    assert len(found) == count
     assert all((ours / path).read_bytes() == (theirs / path).read_bytes() for path in found)
-    assert losses(run, "built") == losses(longer, "built")
-    shutil.rmtree(run)
+    assert losses(again, "named") == losses(longer, "named")
+
+
+def test_fine_tuning_leaves_the_routing_as_it_was(run):
+    """The last stage changes answers and not one bit of what routing passes say."""
+    subjects = []
+    for stage in STAGES[2:]:
+        model, heritage = rebuild(run / "stages" / stage / "final")
+        subjects.append(subject_of(model, heritage, run / "nothing"))
+    questions = load_questions(RunFolder.open(run).spec().evaluation.benchmarks[0])
+    prompt = subjects[0].guide.prompt
+    passes = [replace(q, text=prompt(q.text), routing=None, choices=("A", "B, C", "none")) for q in questions]
+    before, after = ((subject.score(passes), subject.generate(passes, ANSWER_TOKENS)) for subject in subjects)
+    assert before == after
+    routed = [with_routing(subject, questions, "predicted") for subject in subjects]
+    assert routed[0] == routed[1]
+    assert subjects[0].score(routed[0]) != subjects[1].score(routed[1])
 
 
 def test_a_random_stage_and_a_stage_of_all_experts_run(project):

@@ -71,3 +71,22 @@ def test_mova_has_the_sizes_of_its_sheet(size, language, capfd, monkeypatch):
     parts = (language, 306_063_360, 2_555_197_184, 334_092_288, 151_515_661)
     for number in (*parts, sum(parts)):
         assert f"{number:,}" in said
+
+
+def test_text_harmony_has_the_sizes_of_its_sheet(capfd, monkeypatch):
+    """Sheet, section i.6 and i.11: Slide-LoRA 3 x 32 x 2 x 5120 x 4 x 40, 1.21 % of Vicuna-13B; about 15.1 B in all."""
+    monkeypatch.setenv("COLUMNS", "160")
+    print_plan(load(project_root() / "configs/text_harmony_13b.yaml", RunSpec))
+    said = capfd.readouterr().err
+    vicuna, synchroniser, slide = 13_015_864_320, 10 * (36_303_537 - 1024), 3 * 32 * 2 * 5120 * 4 * 40
+    tower, connector, text_head, start, vit_lora = 330_338_496, 106_987_520, 5_121, 5_120, 4_718_592
+    unet, vae, around = 865_910_724, 83_653_863, 56_976_320 + 26_219_520 + 23_168_000 + 78_848
+    decoder = unet + vae + around
+    parts = (vicuna + synchroniser, tower, connector, text_head, start, decoder, slide, vit_lora)
+    for number in (*parts, sum(parts), 157_286_400):
+        assert f"{number:,}" in said
+    assert f"{synchroniser:,}" in said, "what pretraining sets free of the language model"
+    assert f"{decoder - vae:,}" in said, "all but the VAE trains in pretraining"
+    assert round(100 * slide / vicuna, 2) == 1.21
+    assert abs(sum(parts) - 15.1e9) < 0.1e9
+    assert "missing model.decoder.path: no folder checkpoints/stable-diffusion-2-base" in said

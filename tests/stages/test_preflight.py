@@ -49,21 +49,3 @@ def test_a_folder_that_is_not_what_is_declared_and_a_missing_chat_template(tmp_p
 
 def test_a_folder_that_fits_is_not_complained_about(tmp_path):
     assert [line for line in told(language_folder(tmp_path), None, "vicuna_v1") if "align" not in line] == []
-
-
-def test_drawings_need_a_family_that_draws_and_a_judge():
-    overrides = [
-        "evaluation.benchmarks=[{name: write, kind: drawing, file: README.md}]",
-        "evaluation.drawing={judge: none.onnx}",
-    ]
-
-    def found(name):
-        lines = problems(load(project_root() / f"configs/{name}.yaml", RunSpec, overrides))
-        return [line for line in lines if line.startswith("evaluation.")]
-
-    assert found("llava_mole_small") == [
-        "evaluation.benchmarks.write: is of kind drawing, but a llava_mole draws no images"
-    ]
-    assert found("text_harmony_tiny") == [
-        "evaluation.drawing.judge: no file none.onnx; it is the ONNX file of a recogniser of text"
-    ]

@@ -49,10 +49,17 @@ class VisualTokenizer(nn.Module):
         table_PC = sincos_grid(spec.position_grid, channels)
         self.register_buffer("position_PC", torch.cat([table_PC.new_zeros(1, channels), table_PC]))
         self.position_PC: Tensor
-        self.perceiver = PerceiverResampler(spec.perceiver, channels, width)
-        self.num_tokens = self.perceiver.num_tokens
-        assert self.perceiver.projector is not None
-        nn.init.normal_(self.perceiver.projector.weight, std=spec.projector_std)
+        self.perceiver: PerceiverResampler | None = None
+        self.projector: nn.Linear | None = None
+        if spec.perceiver is None:
+            self.num_tokens = 1 + grid[0] * grid[1]
+            projector = self.projector = nn.Linear(channels, width)
+        else:
+            self.perceiver = PerceiverResampler(spec.perceiver, channels, width)
+            self.num_tokens = self.perceiver.num_tokens
+            assert self.perceiver.projector is not None
+            projector = self.perceiver.projector
+        nn.init.normal_(projector.weight, std=spec.projector_std)
 
     def forward(self, tokens_INC: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Returns the image's tokens (I, Q, D) and the maps (I, S, C) with positions.
@@ -63,7 +70,10 @@ class VisualTokenizer(nn.Module):
         """
         dtype = self.position_proj.weight.dtype
         read_INC = self.position_norm(self.position_proj(tokens_INC.to(dtype))) + self.token_position().to(dtype)
-        return self.perceiver(self.norm(read_INC)), self.placed(maps)
+        reader = self.perceiver or self.projector
+        assert reader is not None
+        tokens_IQD: Tensor = reader(self.norm(read_INC))
+        return tokens_IQD, self.placed(maps)
 
     def token_position(self) -> Tensor:
         """Returns (N, C): zeros for the class token, then the patches' positions."""

@@ -14,8 +14,9 @@ class VisualTokenizerSpec(Spec):
     """Positions for tokens and maps, and a perceiver that turns an image's tokens into those of the language model."""
 
     kind: Literal["visual_tokenizer"] = "visual_tokenizer"
-    perceiver: PerceiverSpec = PerceiverSpec()
-    """What reads the tokens; its queries are an image's tokens in the language model."""
+    perceiver: PerceiverSpec | None = PerceiverSpec()
+    """What reads the tokens; its queries are an image's tokens in the language model. null (ours): the class token and
+    the patches are, projected; a training of minutes is too short for queries to find what they should look at."""
     position_grid: int = Field(default=16, ge=1)
     """Side of the fixed table of sines and cosines, which is interpolated to tokens and maps. The release has 16
     whatever the image's size: 224 pixels are 16 patches of 14."""

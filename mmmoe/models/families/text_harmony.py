@@ -196,7 +196,8 @@ class TextHarmony(SplicedModel):
         """Recomputes layers in the backward pass, the decoder's too."""
         super().gradient_checkpointing(enabled)
         self.decoder.gradient_checkpointing(enabled)
-        self.connector.perceiver.gradient_checkpointing(enabled)
+        if self.connector.perceiver is not None:
+            self.connector.perceiver.gradient_checkpointing(enabled)
 
     def _placed(self, spliced: Splice) -> Placed:
         return placed(spliced, self._number_BT, IMAGE)

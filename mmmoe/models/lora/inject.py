@@ -38,7 +38,7 @@ def inject(model: nn.Module, spec: LoRASpec | ExpertsSpec | SlideLoRASpec) -> Ro
     """
     sites = _sites(model, spec)
     if isinstance(spec, LoRASpec):
-        switch = _switch(model, sites) if spec.rows == "routing" else None
+        switch = _switch(model, sites, spec) if spec.rows != "all" else None
         for name, linear in sites.items():
             assert isinstance(linear, nn.Linear)
             swap(model, name, LoRALinear(linear, spec, switch).to(linear.weight.device))
@@ -85,12 +85,19 @@ def _slide(model: Any, spec: SlideLoRASpec, sites: dict[str, Any]) -> None:
     model.slide = gate
 
 
-def _switch(model: nn.Module, sites: dict[str, nn.Module]) -> RowSwitch:
+def _switch(model: Any, sites: dict[str, nn.Module], spec: LoRASpec) -> RowSwitch:
     """Returns what tells a model's routing passes from its answers."""
     switch = getattr(model, "switch", None)
     if not isinstance(switch, RowSwitch):
-        raise ValueError(f"rows: routing needs a model that routes images (MoVA), {type(model).__name__} does not")
+        raise ValueError(f"rows: {spec.rows} needs a model that routes images (MoVA), {type(model).__name__} does not")
     refuse_outside_language(sites)
+    head = model.language.get_output_embeddings()
+    for name, site in sites.items():
+        if site is head:
+            raise ValueError(
+                f"rows: {spec.rows} has no rows to tell apart at {name}, which sees single positions: leave it out of "
+                "this adapter, or take rows: all"
+            )
     return switch
 
 

@@ -18,12 +18,13 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base = base
         self.switch = switch
+        self.rows = spec.rows
         self.lora = LoRAExperts(1, base.in_features, base.out_features, spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the adapted output for inputs of any leading shape."""
         x_ND = x.reshape(-1, x.shape[-1])
-        gate_N1 = None if self.switch is None else self.switch.gates(x)
+        gate_N1 = None if self.switch is None else self.switch.gates(x, self.rows)
         only = Choice(x_ND.new_zeros(x_ND.shape[0], 1).long(), gate_N1)
         y_NF: Tensor = self.lora(x_ND, self.base(x_ND), only)
         return y_NF.view(*x.shape[:-1], -1)

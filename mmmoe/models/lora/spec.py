@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from mmmoe.config.spec import Spec
 
 Projection = Literal["gate", "up", "down"]
+Rows = Literal["all", "routing", "answers"]
 Count = Annotated[int, Field(ge=1, le=1024)]
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
 
@@ -32,9 +33,10 @@ class LoRASpec(Spec):
     """The scale s is alpha / sqrt(rank) instead (rank-stabilised LoRA, arXiv 2312.03732)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """On the adapter's input, in training."""
-    rows: Literal["all", "routing"] = "all"
+    rows: Rows = "all"
     """routing: only in MoVA's routing passes, where the language model chooses vision experts (the routing LoRA of the
-    paper's first version); answers are then those of a model without it."""
+    paper's first version); answers are then those of a model without it. answers: everywhere else, so that a stage
+    that learns from routed images leaves what routing passes say as it was."""
 
     @property
     def scale(self) -> float:

@@ -110,6 +110,11 @@ class ViTAdapterTowerSpec(FolderTower):
     """Width inside the adapter's feed-forward blocks, as a share of the transformer's."""
     prior_width: int = Field(default=64, ge=1)
     """Channels of the first convolutions; later ones have 2 and 4 times as many."""
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """How an image becomes square; stretch, whatever its shape, as the release does."""
+    position_std: float | None = Field(default=None, gt=0.0)
+    """Standard deviation of the positions of a fresh transformer; null draws them as CLIP (0.02), too small for a
+    training of minutes. With a path they are the folder's."""
 
 
 class OnnxTowerSpec(Spec):

@@ -33,10 +33,9 @@ class ViTAdapterTower(PyramidTower):
     "visual", the body and the constant table of positions among it; `tower.*` is as close as this comes.
     """
 
-    fit = "stretch"
-
     def __init__(self, spec: ViTAdapterTowerSpec, *, meta: bool = False) -> None:
         super().__init__()
+        self.fit = spec.fit
         config = declared_config(spec.path, spec.config, "tower", ("clip", "clip_vision_model"))
         config = getattr(config, "vision_config", config)
         self.image_size = spec.image_size or int(config.image_size)
@@ -47,6 +46,8 @@ class ViTAdapterTower(PyramidTower):
         if spec.path is None or meta:
             config.image_size = self.image_size
             network: Any = _Vision(config)
+            if spec.position_std is not None:
+                nn.init.normal_(network.embeddings.position_embedding.weight, std=spec.position_std)
             weights = state_digest(network)
         else:
             network, weights = pretrained(_Vision, spec.path, spec.config, "tower.config", "CLIP")

@@ -1,4 +1,4 @@
-"""Fills in the losses that routing labels are made of: a judge answers every sample, with the experts it is given."""
+"""Fills in what a judge says of samples, a number each: its loss with given experts, or the experts that it names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from mmmoe import dist
 from mmmoe.config.ids import IMAGE_ID
-from mmmoe.data.collate import collate
+from mmmoe.data.collate import Batch, collate
 from mmmoe.data.dataset import Dataset
-from mmmoe.data.routing_labels import LabelPart, LossColumn
+from mmmoe.data.routed_images import RoutedImages
+from mmmoe.data.routing_labels import number_of
 from mmmoe.data.sample import Sample
+from mmmoe.data.sample_column import ColumnPart, Numbers, SampleColumn
+from mmmoe.data.template import Template
+from mmmoe.evaluation.routing import ANSWER_TOKENS
 from mmmoe.log import console
 from mmmoe.models.spliced import SplicedModel
 
@@ -23,14 +28,45 @@ BATCH = 32
 NEAR = 4 * BATCH
 """Samples held in memory at once."""
 
+Ask = Callable[[SplicedModel, Batch], Tensor]
+"""From a judge and samples to a number (B,) each, NaN where there is none."""
+
+
+def mean_loss(model: SplicedModel, batch: Batch) -> Tensor:
+    """Returns the mean negative log-likelihood of each sample's answer."""
+    output = model(**batch.inputs())
+    mean_B = output.nll_B / output.num_targets_B.clamp(min=1)
+    return torch.where(output.num_targets_B > 0, mean_B, torch.nan)
+
+
+def experts_named_by(guide: RoutedImages, template: Template) -> Ask:
+    """Returns what lets a judge write the answers of routing passes, and reads them as an exam does."""
+    tokenizer = template.tokenizer
+
+    def ask(model: SplicedModel, batch: Batch) -> Tensor:
+        answers = model.generate(
+            batch.input_ids_BT,
+            batch.attention_mask_BT,
+            batch.media,
+            batch.features,
+            max_new_tokens=ANSWER_TOKENS,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=template.pad_id,
+        )
+        said = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+        return torch.tensor([number_of(guide.read(one)) for one in said], dtype=torch.float64)
+
+    return ask
+
 
 @dataclass(frozen=True)
 class Judged:
-    """One column to fill: whose losses, where they go, and the samples as the judge is asked them."""
+    """One column to fill: where it lies, and the samples as the judge is asked them."""
 
-    column: LossColumn
+    column: SampleColumn
     dataset: Dataset
     """Of the one source, with the judge's template and the experts it is given."""
+    ask: Ask = mean_loss
 
 
 def fill(model: SplicedModel, judged: Sequence[Judged], title: str) -> None:
@@ -55,26 +91,24 @@ def fill(model: SplicedModel, judged: Sequence[Judged], title: str) -> None:
     with Progress(*columns, console=console, disable=dist.rank() != 0 or not tasks) as progress:
         task = progress.add_task("", total=sum(part.stop - part.start for _, part in tasks))
         for one, part in tasks:
-            losses_N = _losses(model, one, part, device, lambda count: progress.advance(task, count))
-            one.column.write(part, losses_N)
+            numbers_N = _numbers(model, one, part, device, lambda count: progress.advance(task, count))
+            one.column.write(part, numbers_N)
     model.train(was_training)
     dist.barrier()
 
 
-def _losses(
-    model: SplicedModel, one: Judged, part: LabelPart, device: torch.device, on_samples: Callable[[int], None]
-) -> np.ndarray:
-    """Returns the mean negative log-likelihood of each sample's answer (N,)."""
+def _numbers(
+    model: SplicedModel, one: Judged, part: ColumnPart, device: torch.device, on_samples: Callable[[int], None]
+) -> Numbers:
+    """Returns the number of each sample of a part (N,)."""
     first = one.column.first(part)
-    losses_N = np.full(part.stop - part.start, np.nan, dtype=np.float32)
-    for places, samples in _batches(one.dataset, first, len(losses_N)):
+    numbers_N = np.full(part.stop - part.start, np.nan)
+    for places, samples in _batches(one.dataset, first, len(numbers_N)):
         batch = collate(samples, one.dataset.template.pad_id).to(device)
         with torch.inference_mode():
-            output = model(**batch.inputs())
-        mean_B = output.nll_B / output.num_targets_B.clamp(min=1)
-        losses_N[places] = torch.where(output.num_targets_B > 0, mean_B, torch.nan).float().cpu().numpy()
+            numbers_N[places] = one.ask(model, batch).double().cpu().numpy()
         on_samples(len(samples))
-    return losses_N
+    return numbers_N
 
 
 def _batches(dataset: Dataset, first: int, count: int) -> Iterator[tuple[list[int], list[Sample]]]:

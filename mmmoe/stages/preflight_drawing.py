@@ -1,0 +1,76 @@
+"""What is wrong with a run that draws images (TextHarmony), or is asked to, known before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from mmmoe import paths
+from mmmoe.data.letters import Letters
+from mmmoe.data.tokenizer import load_tokenizer
+from mmmoe.evaluation.judge import RUNTIME
+from mmmoe.evaluation.spec import EvaluationSpec
+from mmmoe.models.language import tokenizer_folder
+from mmmoe.models.spec import TextHarmonySpec
+from mmmoe.stages.spec import RunSpec, StageSpec
+
+SAMPLE = "QUICK"
+"""A word whose letters a tokenizer must keep apart where each is laid on a cell of its own."""
+
+
+def problems_of_drawing(run: RunSpec) -> Iterator[str]:
+    """Yields what does not fit together, in words."""
+    if isinstance(run.model, TextHarmonySpec):
+        for stage in run.stages:
+            yield from (f"stages.{stage.name}.{text}" for text in _of_stage(stage))
+        if run.model.decoder.glyphs is not None:
+            yield from (f"model.decoder.glyphs: {text}" for text in _of_letters(run.model))
+    if run.evaluation is not None:
+        yield from (f"evaluation.{text}" for text in _of_evaluation(run, run.evaluation))
+
+
+def _of_stage(stage: StageSpec) -> Iterator[str]:
+    if stage.template.kind == "plain" and any(pattern.startswith("decoder.") for pattern in stage.trains):
+        yield (
+            "template: plain leaves out what is asked, so the decoder would learn to draw from nothing; take vicuna_v1 "
+            "or chat, or leave decoder.* out of trains"
+        )
+
+
+def _of_letters(model: TextHarmonySpec) -> Iterator[str]:
+    """Tries whether the tokenizer keeps quotation marks and the letters between them apart."""
+    try:
+        tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(model)))
+    except ValueError:
+        return  # told with the templates
+    ids = tokenizer.encode(f'the word "{SAMPLE}" in red', add_special_tokens=False)
+    found = [tokenizer.decode([ids[place]]).strip() for place in Letters(tokenizer).quoted(ids)]
+    if found != list(SAMPLE):
+        yield (
+            f'the tokenizer makes {found} of "{SAMPLE}", but each id between quotation marks is laid on the cell of '
+            "one letter; use a tokenizer that keeps capitals and quotation marks apart, or write glyphs: null"
+        )
+
+
+def _of_evaluation(run: RunSpec, evaluation: EvaluationSpec) -> Iterator[str]:
+    """Looks for who draws and who judges."""
+    drawn = [benchmark.name for benchmark in evaluation.benchmarks if benchmark.kind == "drawing"]
+    if not drawn:
+        return
+    if not isinstance(run.model, TextHarmonySpec):
+        yield (
+            f"benchmarks.{drawn[0]}: {run.model.family} draws no images; leave benchmarks of kind drawing out, or take "
+            "model.family text_harmony"
+        )
+        return
+    assert evaluation.drawing is not None, "the declaration asks for it"
+    judge, clip = evaluation.drawing.judge, evaluation.drawing.clip
+    if not paths.resolve(judge).is_file():
+        yield (
+            f"drawing.judge: no file {judge}; data/prepare_text_harmony.py puts a reader there, or take "
+            "PP-OCRv6_rec_small.onnx out of the wheel of the package rapidocr"
+        )
+    if find_spec(RUNTIME) is None:
+        yield f"drawing.judge: reading the file needs the package {RUNTIME}: pip install 'mmmoe[onnx]'"
+    if clip is not None and not paths.resolve(clip.path).is_file():
+        yield f"drawing.clip.path: no file {clip.path}; put the safetensors of a CLIP there, or leave clip out"

@@ -1,0 +1,102 @@
+"""What cannot work when images are drawn, or are to be judged, is told before the start."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mmmoe.config.load import load
+from mmmoe.evaluation.spec import BenchmarkSpec, ClipSpec, DrawingSpec, EvaluationSpec
+from mmmoe.paths import project_root
+from mmmoe.stages import preflight_drawing
+from mmmoe.stages.preflight import problems
+from mmmoe.stages.preflight_drawing import problems_of_drawing
+from mmmoe.stages.spec import RunSpec
+
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", '"', " "]
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch):
+    """Says that every package is there, whatever is installed."""
+    monkeypatch.setattr(preflight_drawing, "find_spec", lambda name: name)
+
+
+@pytest.fixture
+def judge(tmp_path):
+    (tmp_path / "reader.onnx").touch()
+    return str(tmp_path / "reader.onnx")
+
+
+def tokenizer_of(folder, *merged):
+    """Saves a tokenizer of single letters, and of longer pieces; what is longest comes first."""
+    pieces = {piece: number for number, piece in enumerate(["<unk>", "<s>", "</s>", *LETTERS, *merged])}
+    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+    longest = "|".join(sorted(merged, key=len, reverse=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{longest}|." if longest else "."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return str(folder)
+
+
+def run(tokenizer, *overrides):
+    """Returns the small run with another tokenizer and no evaluation."""
+    small = [f"model.language.tokenizer={tokenizer}", "evaluation=null", *overrides]
+    return load(project_root() / "configs/text_harmony_tiny.yaml", RunSpec, small)
+
+
+def with_drawing(spec, judge, clip=None):
+    asked = EvaluationSpec(
+        benchmarks=[BenchmarkSpec(name="write", kind="drawing", file="write.jsonl")],
+        drawing=DrawingSpec(judge=judge, clip=clip),
+    )
+    return spec.model_copy(update={"evaluation": asked})
+
+
+def test_what_fits_is_not_complained_about(tmp_path, judge):
+    assert list(problems_of_drawing(with_drawing(run(tokenizer_of(tmp_path)), judge))) == []
+
+
+def test_a_judge_that_is_not_there_is_told_with_all_else(tmp_path):
+    spec = with_drawing(run(tokenizer_of(tmp_path)), "nowhere/reader.onnx")
+    (said,) = [line for line in problems(spec) if line.startswith("evaluation.drawing")]
+    assert said.startswith("evaluation.drawing.judge: no file nowhere/reader.onnx; data/prepare_text_harmony.py")
+
+
+def test_a_judge_that_nothing_can_run(tmp_path, judge, monkeypatch):
+    spec = with_drawing(run(tokenizer_of(tmp_path)), judge)
+    monkeypatch.setattr(preflight_drawing, "find_spec", lambda name: None)
+    (said,) = problems_of_drawing(spec)
+    assert said == "evaluation.drawing.judge: reading the file needs the package onnxruntime: pip install 'mmmoe[onnx]'"
+
+
+def test_a_clip_that_is_not_there(tmp_path, judge):
+    clip = ClipSpec(name="ViT-B-32", path="nowhere/clip.safetensors")
+    (said,) = problems_of_drawing(with_drawing(run(tokenizer_of(tmp_path)), judge, clip))
+    assert said.startswith("evaluation.drawing.clip.path: no file nowhere/clip.safetensors; put the safetensors")
+
+
+def test_a_family_that_draws_nothing_is_asked_to_draw(judge):
+    spec = load(project_root() / "configs/llava_mole_tiny.yaml", RunSpec)
+    (said,) = problems_of_drawing(with_drawing(spec, judge))
+    assert said.startswith("evaluation.benchmarks.write: llava_mole draws no images; leave benchmarks of kind drawing")
+
+
+@pytest.mark.parametrize(("merged", "found"), [
+    (["QU"], "['QU', 'I', 'C', 'K']"), (["QUICK"], "['QUICK']"), (['"Q'], "['U', 'I', 'C', 'K']"),
+])  # fmt: skip
+def test_letters_that_are_to_lie_on_cells_must_be_ids(merged, found, tmp_path):
+    tokenizer = tokenizer_of(tmp_path, *merged)
+    (said,) = problems_of_drawing(run(tokenizer))
+    assert said.startswith(f'model.decoder.glyphs: the tokenizer makes {found} of "QUICK", but each id')
+    assert list(problems_of_drawing(run(tokenizer, "model.decoder.glyphs=null"))) == []
+
+
+def test_a_template_that_leaves_the_prompt_out(tmp_path):
+    plain = "stages.pretrain.template={kind: plain}"
+    tokenizer = tokenizer_of(tmp_path)
+    (said,) = problems_of_drawing(run(tokenizer, plain))
+    assert said.startswith("stages.pretrain.template: plain leaves out what is asked")
+    assert list(problems_of_drawing(run(tokenizer, plain, "stages.pretrain.trains=['connector.*']"))) == []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmmoe.models.image_decoder.context import PreviousMaps
+from mmmoe.models.image_decoder.context import PreviousMaps, places_in_context
 from mmmoe.models.splice import Splice
 
 
@@ -86,7 +86,7 @@ def letter_places(letters_IL: Tensor, spliced: Splice, row_I: Tensor, last_I: Te
     is_it_ILT = (letters_IL[:, :, None] == origin_IT[:, None, :]) & is_first_IT[:, None, :]
     column_IL = is_it_ILT.long().argmax(dim=2)
     is_there_IL = is_it_ILT.any(dim=2) & (letters_IL >= 0)
-    return (last_I[:, None] - column_IL).masked_fill(~is_there_IL, -1)
+    return places_in_context(column_IL.masked_fill(~is_there_IL, -1), last_I)
 
 
 def maps_before(maps: list[Tensor], before_I: Tensor) -> PreviousMaps:

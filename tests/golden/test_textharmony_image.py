@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmmoe.models.image_decoder.context import ContextProjection, previous_maps, reversed_context
+from mmmoe.models.drawing import Placed, maps_before
+from mmmoe.models.image_decoder.context import ContextProjection, reversed_context
 from mmmoe.models.image_decoder.masking import image_loss
 
 
@@ -36,26 +37,16 @@ def test_context_features(case):
 
 
 @pytest.mark.golden("textharmony/sequence_preparation")
-def test_maps_of_the_image_before(case):
-    sides = case.config["map_sides"]
-    recorded = [case.tensors[f"input.map{level}"] for level in range(len(sides))]
-    found = previous_maps([level.flatten(2).transpose(1, 2) for level in recorded], *images_in(case))
-    for level, side in enumerate(sides):
-        want = f"output.previous_image_map{level}"
-        case.check(want, found.maps[level].transpose(1, 2).unflatten(2, (side, side))[:, None])
-    case.check("output.previous_image_mask", found.mask_I[:, None])
-
-
-@pytest.mark.golden("textharmony/sequence_preparation")
 def test_gradients_of_all_that_is_prepared_of_the_maps(case):
     """The recorded gradient is that of the maps for the language model and for the image decoder together."""
     sides, llm_sides = case.config["map_sides"], case.config["llm_map_sides"]
     maps = [case.tensors[f"input.map{level}"].clone().requires_grad_() for level in range(len(sides))]
     flat = [level.flatten(2).transpose(1, 2) for level in maps]
-    row, first, last = images_in(case)
-    found = previous_maps(flat, row, first, last)
+    row, _, last = images_in(case)
+    found = maps_before(flat, Placed(row, last, torch.arange(len(row))).before())
+    has_one = found.mask_I[:, None, None]
     loss = sum(
-        (level * case.tensors[f"cotangent.previous_image_map{number}"][:, 0].flatten(2).transpose(1, 2)).sum()
+        (level * has_one * case.tensors[f"cotangent.previous_image_map{number}"][:, 0].flatten(2).transpose(1, 2)).sum()
         for number, level in enumerate(found.maps)
     )
     read = torch.cat([level for level, side in zip(flat, sides, strict=True) if side in llm_sides], dim=1)

@@ -8,6 +8,7 @@ import torch
 
 from mmmoe.engine.groups import freeze
 from mmmoe.engine.precision import cast_parameters
+from mmmoe.models.image_decoder.context import PreviousMaps
 from mmmoe.models.image_decoder.sampling import samplers
 
 SPECS = {"cells": toy.spec_of, "vae": toy.vae_spec, "plain": lambda: toy.spec_of(glyphs=None, synchroniser=None)}
@@ -16,7 +17,11 @@ SPECS = {"cells": toy.spec_of, "vae": toy.vae_spec, "plain": lambda: toy.spec_of
 def chosen(inputs, index):
     hidden, mask, pixels, previous, glyph = inputs
     place = torch.tensor([index])
-    return hidden[place], mask[place], pixels[place], previous.chosen(place), glyph[place]
+    return hidden[place], mask[place], pixels[place], one_of(previous, place), glyph[place]
+
+
+def one_of(previous, place):
+    return None if previous is None else PreviousMaps([level[place] for level in previous.maps], previous.mask_I[place])
 
 
 def seeded_loss(decoder, *inputs):

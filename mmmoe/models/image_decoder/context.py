@@ -49,25 +49,6 @@ class PreviousMaps:
         """Returns the same for several copies of the images, one after the other."""
         return PreviousMaps([map_ISC.repeat(times, 1, 1) for map_ISC in self.maps], self.mask_I.repeat(times))
 
-    def chosen(self, image_I: Tensor) -> PreviousMaps:
-        """Returns those of some images, by number or by mask."""
-        return PreviousMaps([map_ISC[image_I] for map_ISC in self.maps], self.mask_I[image_I])
-
-
-def previous_maps(maps: list[Tensor], row_I: Tensor, first_I: Tensor, last_I: Tensor) -> PreviousMaps:
-    """Returns for each image the maps of the one before it in the same sequence.
-
-    Args:
-        maps: of all images in reading order, by level, (I, S, C).
-        row_I: the image's row.
-        first_I: where the sequence begins that it stands in.
-        last_I: its start-of-image position.
-    """
-    before_I = torch.arange(len(row_I), device=row_I.device) - 1
-    place_I = before_I.clamp(min=0)
-    mask_I = (before_I >= 0) & (row_I[place_I] == row_I) & (last_I[place_I] >= first_I)
-    return PreviousMaps([map_ISC[place_I].masked_fill(~mask_I[:, None, None], 0.0) for map_ISC in maps], mask_I)
-
 
 class ContextProjection(nn.Module):
     """A linear layer and 1-D sin-cos positions, counted from the image backwards (MM-Interleaved's context features).

@@ -23,6 +23,7 @@ def problems_of_drawing(run: RunSpec) -> Iterator[str]:
     if isinstance(run.model, TextHarmonySpec):
         for stage in run.stages:
             yield from (f"stages.{stage.name}.{text}" for text in _of_stage(stage))
+        yield from _of_sharding(run)
         if run.model.decoder.glyphs is not None:
             yield from (f"model.decoder.glyphs: {text}" for text in _of_letters(run.model))
     if run.evaluation is not None:
@@ -34,6 +35,18 @@ def _of_stage(stage: StageSpec) -> Iterator[str]:
         yield (
             "template: plain leaves out what is asked, so the decoder would learn to draw from nothing; take vicuna_v1 "
             "or chat, or leave decoder.* out of trains"
+        )
+
+
+def _of_sharding(run: RunSpec) -> Iterator[str]:
+    """Refuses what was seen to wait for ever: two processes, ZeRO 3 and a ViT-Adapter that trains."""
+    if run.engine.kind != "deepspeed" or run.engine.zero != 3:
+        return
+    trained = [stage.name for stage in run.stages if any(pattern.startswith("tower.") for pattern in stage.trains)]
+    if trained:
+        yield (
+            f"engine.zero: 3 was seen to hang with a trained vit_adapter (stage {trained[0]}); take zero 2, or leave "
+            "tower.* out of trains"
         )
 
 

@@ -100,3 +100,12 @@ def test_a_template_that_leaves_the_prompt_out(tmp_path):
     (said,) = problems_of_drawing(run(tokenizer, plain))
     assert said.startswith("stages.pretrain.template: plain leaves out what is asked")
     assert list(problems_of_drawing(run(tokenizer, plain, "stages.pretrain.trains=['connector.*']"))) == []
+
+
+def test_sharding_a_trained_encoder_is_refused_because_it_hangs(tmp_path):
+    sharded = run(tokenizer_of(tmp_path), "engine.zero=3")
+    assert [text for text in problems_of_drawing(sharded) if "hang" in text] == [
+        "engine.zero: 3 was seen to hang with a trained vit_adapter (stage pretrain); take zero 2, or leave tower.* "
+        "out of trains"
+    ]
+    assert not list(problems_of_drawing(run(tokenizer_of(tmp_path), "engine.zero=2")))

@@ -9,6 +9,8 @@ import pytest
 # Before torch is imported: one thread a process, as each process of a run has. More would change last bits with the
 # machine, and several test processes would be in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Test processes started beside one another are told a width, which the console would keep whatever a test says.
+os.environ.pop("COLUMNS", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

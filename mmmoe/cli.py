@@ -89,7 +89,7 @@ def generate(
     folder: Annotated[Path, typer.Argument(help="a run folder, or a finished stage's")],
     prompt: Annotated[str, typer.Argument(help="what is to be drawn")],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="image=FILE out=FOLDER count=4 seed=42 steps=30 guidance=7.5")
+        list[str] | None, typer.Argument(help="image=FILE out=FOLDER count=4 seed=42 steps=N guidance=W")
     ] = None,
 ) -> None:
     """Draw pictures from a prompt, or edit one, with a model that draws (TextHarmony)."""

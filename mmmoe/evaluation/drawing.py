@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -25,34 +24,44 @@ class Reader(Protocol):
         """Returns the text of each picture."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a judge made of the pictures drawn for a benchmark."""
+class Jury:
+    """Who looks at drawn pictures: a reader of text, and a CLIP where one is given; each is loaded once."""
 
-    texts: list[str]
-    """What is read on each."""
-    correct: list[bool]
-    """Whether that is the word that was asked for."""
+    def __init__(self, reader: Reader, clip: ClipJudge | None = None) -> None:
+        self.reader = reader
+        self.clip = clip
+        self._ceilings: dict[tuple[Path | None, ...], float | None] = {}
 
-    def measures(self, answers: Sequence[str], ceiling: float | None) -> dict[str, float]:
+    def measures(self, questions: Sequence[Question], texts: Sequence[str], paths: Sequence[str]) -> dict[str, float]:
         """Returns what stands beside the share of right pictures.
 
-        `ned` is the mean likeness of words, `shuffled` the share that is right for the next question's word, which a
-        model that does not heed its prompt would reach as well, `judge` the judge's own score on reference pictures.
+        Args:
+            questions: what was to be drawn.
+            texts: what was read on each picture.
+            paths: where the pictures lie.
         """
-        others = [*answers[1:], *answers[:1]]
-        found = {
-            "ned": _mean([closeness(text, answer) for text, answer in zip(self.texts, answers, strict=True)]),
-            "shuffled": _mean([is_same(text, other) for text, other in zip(self.texts, others, strict=True)]),
-            "shuffled_ned": _mean([closeness(text, other) for text, other in zip(self.texts, others, strict=True)]),
-        }
-        return found if ceiling is None else found | {"judge": ceiling}
+        references = tuple(question.reference for question in questions)
+        if references not in self._ceilings:
+            self._ceilings[references] = ceiling(self.reader, questions)
+        found = likeness(texts, [question.answer for question in questions])
+        best = self._ceilings[references]
+        if best is not None:
+            found["judge"] = best
+        return found if self.clip is None else found | clip_measures(self.clip, paths, questions)
 
 
-def judged(reader: Reader, pictures: Sequence[Image.Image], answers: Sequence[str]) -> Written:
-    """Returns what a reader makes of pictures that should show these answers."""
-    texts = reader.read(pictures)
-    return Written(texts, [is_same(text, answer) for text, answer in zip(texts, answers, strict=True)])
+def likeness(texts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """Returns how near what was read is to what was asked for.
+
+    `ned` is the mean likeness of words, `shuffled` the share that is right for the next question's word, which a model
+    that does not heed its prompt would reach as well, `shuffled_ned` likewise.
+    """
+    others = [*answers[1:], *answers[:1]]
+    return {
+        "ned": _mean([closeness(text, answer) for text, answer in zip(texts, answers, strict=True)]),
+        "shuffled": _mean([is_same(text, other) for text, other in zip(texts, others, strict=True)]),
+        "shuffled_ned": _mean([closeness(text, other) for text, other in zip(texts, others, strict=True)]),
+    }
 
 
 def ceiling(reader: Reader, questions: Sequence[Question]) -> float | None:
@@ -60,7 +69,8 @@ def ceiling(reader: Reader, questions: Sequence[Question]) -> float | None:
     if any(question.reference is None for question in questions):
         return None
     pictures = [Image.open(str(question.reference)).convert("RGB") for question in questions]
-    return _mean(judged(reader, pictures, [question.answer for question in questions]).correct)
+    texts = reader.read(pictures)
+    return _mean([is_same(text, question.answer) for text, question in zip(texts, questions, strict=True)])
 
 
 def clip_measures(judge: ClipJudge, paths: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:

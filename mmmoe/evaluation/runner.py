@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmoe import dist
 from mmmoe.evaluation.clip_score import ClipJudge
-from mmmoe.evaluation.drawing import Reader, Written, as_picture, ceiling, clip_measures, judged, save
+from mmmoe.evaluation.drawing import Jury, as_picture, save
 from mmmoe.evaluation.judge import OcrJudge
 from mmmoe.evaluation.location import is_there
 from mmmoe.evaluation.metrics import chance, interval, is_correct, majority, normalise
@@ -26,9 +26,16 @@ from mmmoe.evaluation.scores import ScoreRow, write_scores
 from mmmoe.evaluation.shares import joined, share, write_text
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
 from mmmoe.evaluation.subject import Advance, Subject
+from mmmoe.evaluation.writing import contains, is_same
 from mmmoe.log import console
 
 SCORES_FILE = "scores.json"
+RULES: dict[str, Callable[[str, str], bool]] = {
+    "short_answer": is_correct,
+    "contained": lambda prediction, answer: contains(prediction, [answer]),
+    "location": is_there,
+}
+"""By kind of benchmark whether a generated answer is right."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +65,27 @@ def evaluate_all(
     trained: Subject, spec: EvaluationSpec, out_folder: Path, untrained: Callable[[], Subject] | None = None
 ) -> list[ScoreRow]:
     """Returns the rows of all variants the spec asks for: trained, blind and, when it can be built, untrained."""
-    rows = evaluate(trained, spec, out_folder, "trained")
+    jury = _jury(trained, spec)
+    rows = evaluate(trained, spec, out_folder, "trained", jury=jury)
     if spec.routing_labels is not None and trained.guide is not None:
         judge_routing(trained, spec, out_folder)
     limit = min((limit for limit in (spec.limit, spec.baseline_limit) if limit), default=None)
     fewer = spec.model_copy(update={"limit": limit})
     if spec.blind:
-        rows += evaluate(trained, fewer, out_folder, "blind", blind=True)
+        rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury)
     if spec.untrained and untrained is not None:
-        rows += evaluate(untrained(), fewer, out_folder, "untrained")
+        rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury)
     return rows
 
 
 def evaluate(
-    subject: Subject, spec: EvaluationSpec, out_folder: Path, variant: str, *, blind: bool = False
+    subject: Subject,
+    spec: EvaluationSpec,
+    out_folder: Path,
+    variant: str,
+    *,
+    blind: bool = False,
+    jury: Jury | None = None,
 ) -> list[ScoreRow]:
     """Puts every benchmark to the subject; collective, the same rows come out on every process.
 
@@ -82,7 +96,7 @@ def evaluate(
             first question is answered.
     """
     exams = [(benchmark, load_questions(benchmark)) for benchmark in spec.benchmarks]
-    reader = _reader(subject, spec)
+    jury = jury or _jury(subject, spec)
     subject.batch = spec.batch
     if spec.beams > 1 or spec.repetition_penalty != 1.0:
         subject.decoding = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
@@ -96,7 +110,7 @@ def evaluate(
                 progress.advance(task, amount)
 
             started = time.perf_counter()
-            answers, prompts = _sit(subject, benchmark, asked, spec, blind, advance, out_folder / variant, reader)
+            answers, prompts = _sit(subject, benchmark, asked, spec, blind, advance, out_folder / variant, jury)
             seconds = time.perf_counter() - started
             if dist.rank() == 0:
                 _write_answers(out_folder / variant / f"{benchmark.name}.jsonl", answers)
@@ -110,7 +124,7 @@ def evaluate(
                     partial=len(asked) < len(questions),
                     resamples=spec.bootstrap,
                     seconds=seconds,
-                    measures={} if benchmark.kind != "drawing" else _measures(reader, spec, asked, answers),
+                    measures={} if benchmark.kind != "drawing" else _measures(jury, asked, answers),
                 )
             )
     if dist.rank() == 0:
@@ -119,15 +133,16 @@ def evaluate(
     return rows
 
 
-def _reader(subject: Subject, spec: EvaluationSpec) -> Reader | None:
-    """Returns who reads what is drawn, where something is to be drawn."""
+def _jury(subject: Subject, spec: EvaluationSpec) -> Jury | None:
+    """Returns who looks at what is drawn, where something is to be drawn."""
     drawn = [benchmark.name for benchmark in spec.benchmarks if benchmark.kind == "drawing"]
     if not drawn:
         return None
     if not subject.draws:
         raise ValueError(f"benchmark {drawn[0]!r} is of kind drawing, but the model draws no images; leave it out")
     assert spec.drawing is not None, "the spec asks for one"
-    return OcrJudge(spec.drawing.judge)
+    clip = spec.drawing.clip
+    return Jury(OcrJudge(spec.drawing.judge), None if clip is None else ClipJudge.load(clip.name, clip.path))
 
 
 @contextmanager
@@ -151,20 +166,20 @@ def _sit(
     blind: bool,
     advance: Advance,
     out_folder: Path,
-    reader: Reader | None,
+    jury: Jury | None,
 ) -> tuple[list[Answer], str]:
     """Returns the answers of all processes in question order, and the digest of all prompts."""
     mine = with_routing(subject, share(questions), spec.routing, blind)
     if benchmark.kind == "drawing":
         number = {question.id: place for place, question in enumerate(questions)}
         numbers, folder = [number[question.id] for question in mine], out_folder / benchmark.name
-        answers = _draw(subject, mine, numbers, spec, blind, advance, folder, reader)
+        answers = _draw(subject, mine, numbers, spec, blind, advance, folder, jury)
     elif benchmark.kind == "multiple_choice":
         scored = subject.score(mine, blind, advance)
         answers = [_choose(question, scores) for question, scores in zip(mine, scored, strict=True)]
     else:
         texts = subject.generate(mine, benchmark.max_new_tokens, blind, advance)
-        is_right = is_there if benchmark.kind == "location" else is_correct
+        is_right = RULES[benchmark.kind]
         answers = [
             _answer(question, text, [], is_right(text, question.answer))
             for question, text in zip(mine, texts, strict=True)
@@ -183,11 +198,11 @@ def _draw(
     blind: bool,
     advance: Advance,
     folder: Path,
-    reader: Reader | None,
+    jury: Jury | None,
 ) -> list[Answer]:
     """Draws a picture a question, files it and returns what a judge reads on it."""
     assert spec.drawing is not None, "the spec asks for one"
-    assert reader is not None, "a benchmark of drawings has one"
+    assert jury is not None, "a benchmark of drawings has one"
     pixels = subject.draw(
         questions,
         [spec.drawing.seed + number for number in numbers],
@@ -198,26 +213,16 @@ def _draw(
     )
     pictures = [as_picture(one) for one in pixels]
     paths = save(pictures, questions, folder)
-    seen = judged(reader, pictures, [question.answer for question in questions])
     return [
-        replace(_answer(question, text, [], is_right), drawn=path)
-        for question, text, is_right, path in zip(questions, seen.texts, seen.correct, paths, strict=True)
+        replace(_answer(question, text, [], is_same(text, question.answer)), drawn=path)
+        for question, text, path in zip(questions, jury.reader.read(pictures), paths, strict=True)
     ]
 
 
-def _measures(
-    reader: Reader | None, spec: EvaluationSpec, questions: Sequence[Question], answers: Sequence[Answer]
-) -> dict[str, float]:
+def _measures(jury: Jury | None, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, float]:
     """Returns what else is told of a benchmark whose answers were drawn."""
-    assert spec.drawing is not None, "the spec asks for one"
-    assert reader is not None, "a benchmark of drawings has one"
-    clip = spec.drawing.clip
-    written = Written([answer.prediction for answer in answers], [answer.correct for answer in answers])
-    found = written.measures([question.answer for question in questions], ceiling(reader, questions))
-    if clip is None:
-        return found
-    paths = [str(answer.drawn) for answer in answers]
-    return found | clip_measures(ClipJudge.load(clip.name, clip.path), paths, questions)
+    assert jury is not None, "a benchmark of drawings has one"
+    return jury.measures(questions, [one.prediction for one in answers], [str(one.drawn) for one in answers])
 
 
 def _choose(question: Question, scores: list[float]) -> Answer:

@@ -18,8 +18,9 @@ class BenchmarkSpec(Spec):
     """Names its rows and its answer file."""
     file: str
     """JSON Lines: id, question, answer, image, video, speech or audio, and choices where there are any."""
-    kind: Literal["multiple_choice", "short_answer", "location", "drawing"]
+    kind: Literal["multiple_choice", "short_answer", "contained", "location", "drawing"]
     """multiple_choice: the choice with the highest log-likelihood; short_answer: greedy generation, exact match;
+    contained: likewise, right if the answer holds the right one (TextHarmony's accuracy, which favours long answers);
     location: likewise, four numbers whose box overlaps the right one by half (Acc@0.5); drawing: the model draws, and a
     judge must read the answer on the picture."""
     domain: str = "general"
@@ -44,10 +45,10 @@ class DrawingSpec(Spec):
     clip: ClipSpec | None = None
     """Measures how pictures fit their prompts (CLIP score), and by its features how far they are as a set from the
     reference pictures (a Frechet distance; FID proper takes an Inception network's); null: both are not run."""
-    steps: int = Field(default=30, ge=1)
-    """Steps of the sampler; TextHarmony's release takes 30."""
-    guidance: float = Field(default=7.5, ge=0.0)
-    """Weight of classifier-free guidance; 1 is none."""
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of the sampler; null: as the model's decoder declares."""
+    guidance: float | None = Field(default=None, ge=0.0)
+    """Weight of classifier-free guidance, 1 is none; null: as the model's decoder declares."""
     seed: int = 42
     """Question n is drawn with seed + n."""
 

@@ -141,8 +141,8 @@ class Subject:
         questions: Sequence[Question],
         seeds: Sequence[int],
         *,
-        steps: int,
-        guidance: float,
+        steps: int | None,
+        guidance: float | None,
         blind: bool = False,
         advance: Advance | None = None,
     ) -> list[Tensor]:

@@ -7,11 +7,13 @@ batches without a kind, routing and generation are the same for all and stand he
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmmoe.config.ids import IMAGE_ID
 from mmmoe.models.adapters import AdapterSpec, adapt
 from mmmoe.models.beams import beam_search
 from mmmoe.models.generation import greedy
@@ -94,6 +96,11 @@ class SplicedModel(nn.Module):
     def stops(self, eos_id: int | None) -> frozenset[int]:
         """Returns the ids that end an answer."""
         return frozenset() if eos_id is None else frozenset([eos_id])
+
+    @property
+    def start_id(self) -> int | None:
+        """The id that begins an image, of a model that draws: what it should say where an answer has one."""
+        return None
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -270,7 +277,10 @@ class SplicedModel(nn.Module):
             tokens[kind] = found
         # A prompt must not lose its end, so generation (left) cuts nothing.
         limit = None if left else self.max_positions
-        return splice(text_BTD, input_ids_BT, mask_BT, tokens, labels_BT, max_positions=limit, left=left)
+        spliced = splice(text_BTD, input_ids_BT, mask_BT, tokens, labels_BT, max_positions=limit, left=left)
+        if spliced.labels_BT is None or self.start_id is None:
+            return spliced
+        return replace(spliced, labels_BT=spliced.labels_BT.masked_fill(spliced.labels_BT == IMAGE_ID, self.start_id))
 
     def seen(self, view: str, media: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor | None:
         """Returns the features of a view's items, or None if there are none."""

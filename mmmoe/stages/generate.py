@@ -30,10 +30,10 @@ class GenerateSpec(Spec):
     """Pictures of the prompt, each with a seed of its own."""
     seed: int = 42
     """Of the first picture; the next has the next number."""
-    steps: int = Field(default=30, ge=1)
-    """Steps of the sampler."""
-    guidance: float = Field(default=7.5, ge=0.0)
-    """Weight of classifier-free guidance; 1 is none."""
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of the sampler; null: as the model's decoder declares."""
+    guidance: float | None = Field(default=None, ge=0.0)
+    """Weight of classifier-free guidance, 1 is none; null: as the model's decoder declares."""
     batch: int = Field(default=4, ge=1)
     """Pictures drawn at once; which picture a seed gives does not depend on it."""
 
@@ -62,7 +62,7 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
     subject.batch = spec.batch
     image = None if spec.image is None else Path(spec.image)
     numbers, pictures = range(spec.count), []
-    console.print(f"drawing {spec.count} on {dist.device()}, {spec.steps} steps, guidance {spec.guidance:g}")
+    console.print(f"drawing {spec.count} on {dist.device()}")
     for start in track(range(0, spec.count, spec.batch), description="batches", console=console):
         part = numbers[start : start + spec.batch]
         asked = [Question(str(number), prompt, "", image) for number in part]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmmoe.config.ids import LETTERS_VIEW
 from mmmoe.evaluation import runner
-from mmmoe.evaluation.drawing import Written, as_picture, grid
+from mmmoe.evaluation.drawing import as_picture, grid, likeness
 from mmmoe.evaluation.location import box_of, is_there, overlap
 from mmmoe.evaluation.questions import load_questions
 from mmmoe.evaluation.runner import evaluate, evaluate_all
@@ -80,13 +80,42 @@ def test_steps_guidance_and_tasks_reach_the_model(faked, benchmark_file, tmp_pat
 
 def test_measures_tell_apart_a_model_that_does_not_heed_its_prompt():
     answers = ["ab", "cd", "ab"]
-    same = Written(["ab"] * 3, [True, False, True]).measures(answers, None)
+    same = likeness(["ab"] * 3, answers)
     assert same["shuffled"] == pytest.approx(2 / 3)
     assert same["ned"] == pytest.approx(2 / 3, abs=1e-4)
-    found = Written(["A-b", "c", ""], [True, False, False]).measures(answers, 0.5)
+    found = likeness(["A-b", "c", ""], answers)
     assert found["ned"] == pytest.approx((1 + 0.5 + 0) / 3, abs=1e-4)
     assert found["shuffled_ned"] == pytest.approx(0.0, abs=1e-4)
-    assert found["judge"] == 0.5
+
+
+def test_an_answer_may_hold_the_right_one(benchmark_file, tmp_path):
+    rows = [{"id": "a", "question": "3", "answer": "3"}, {"id": "b", "question": "4", "answer": "none of it"}]
+    file = benchmark_file(rows)
+    [row] = evaluate(make_subject(), spec_of(file, "contained"), tmp_path, "trained")
+    for answer in lines(tmp_path / "trained/write.jsonl"):
+        assert answer["correct"] == (answer["answer"] in answer["prediction"])
+    assert row.kind == "contained"
+
+
+def test_judges_are_made_and_references_read_once_for_all_variants(monkeypatch, benchmark_file, tmp_path):
+    made, read = [], []
+
+    class Counting(FakeReader):
+        def __init__(self, path):
+            made.append(path)
+            super().__init__(path)
+
+        def read(self, pictures):
+            read.append(len(pictures))
+            return super().read(pictures)
+
+    monkeypatch.setattr(runner, "OcrJudge", Counting)
+    file = benchmark_file(rows_of("abc", ["0.png"] * 3))
+    Image.new("RGB", (6, 4), (ord("a"), 0, 0)).save(file.parent / "0.png")
+    rows = evaluate_all(drawing_subject(), spec_of(file), tmp_path, drawing_subject)
+    assert [row.variant for row in rows] == ["trained", "blind", "untrained"]
+    assert len({row.measures["judge"] for row in rows}) == len(made) == 1
+    assert read == [3] * 4  # drawings of three variants, the references once
 
 
 def test_references_say_how_well_the_judge_reads(faked, benchmark_file, tmp_path):

@@ -349,7 +349,7 @@ def test_beams_of_a_batch_are_those_of_its_rows():
 
 def test_positions_and_views():
     model = toy_harmony()
-    assert model.views == ("image", CANVAS_VIEW)
+    assert model.views == ("image",)  # pixels are their own latents: nothing to encode
     assert model.positions("image") == 1 + SLOTS
     assert model.canvas == (HEIGHT, COLUMNS)
     assert model.tower_of("image") is model.tower

@@ -101,7 +101,7 @@ def configuration(folder: Path) -> dict:
         training = {
             "steps": steps, "batch": 6, "micro_batch": 3, "optimizer": {"lr": 1e-3}, "checkpoint": {"every": 1},
         }  # fmt: skip
-        common = {"template": {"system": ""}, "mixture": {"sources": sources}, "encode_once": True}
+        common = {"template": {"system": ""}, "mixture": {"sources": sources}}
         return {"name": name, "trains": trains, "training": training} | common
 
     model = {

@@ -68,14 +68,13 @@ class TextHarmony(SplicedModel):
         self.memory = memory
         self.levels = tuple(levels)
         self.image_weight = image_weight
-        self.start_id: int = self.language.get_output_embeddings().out_features
         self.canvas = decoder.canvas.size
         self._maps: list[Tensor] = []
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Images as the tower sees them, and those to be drawn as the decoder does."""
-        return ("image", CANVAS_VIEW)
+        """Images as the tower sees them, and those to be drawn as the decoder's VAE does, if it has one."""
+        return ("image",) if self.decoder.canvas.vae is None else ("image", CANVAS_VIEW)
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -94,6 +93,12 @@ class TextHarmony(SplicedModel):
         """Returns an image's positions (I, 1 + Q, D) and remembers its maps for those who look at them again."""
         tokens_IQD, self._maps = self.connector(*self.tower.split(features))
         return torch.cat([self.start_D.to(tokens_IQD.dtype).expand(len(tokens_IQD), 1, -1), tokens_IQD], dim=1)
+
+    @property
+    def start_id(self) -> int:
+        """The id that begins an image: behind those of the language model."""
+        vocabulary: int = self.language.get_output_embeddings().out_features
+        return vocabulary
 
     def stops(self, eos_id: int | None) -> frozenset[int]:
         """Returns the ids that end a text: the tokenizer's, and the one that begins an image."""
@@ -221,20 +226,6 @@ class TextHarmony(SplicedModel):
         if canvas is None:
             canvas = hidden_BTD.new_zeros(0, *self.decoder.canvas.input_shape)
         return self.decoder.loss(context_ILD, mask_IL, canvas, previous, glyph_IL)
-
-    def _splice(
-        self,
-        input_ids_BT: Tensor,
-        mask_BT: Tensor,
-        labels_BT: Tensor | None,
-        media: Media,
-        features: Media,
-        left: bool = False,
-    ) -> Splice:
-        spliced = super()._splice(input_ids_BT, mask_BT, labels_BT, media, features, left)
-        if spliced.labels_BT is None:
-            return spliced
-        return replace(spliced, labels_BT=spliced.labels_BT.masked_fill(spliced.labels_BT == IMAGE_ID, self.start_id))
 
     def _begun(self, prompt: Splice) -> Splice:
         """Returns left-padded prompts with the position that begins an image behind them."""

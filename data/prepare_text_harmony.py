@@ -1,8 +1,8 @@
 """Makes the data of a small TextHarmony run: words to read, to write and to fill in, in data/local/text_harmony.
 
 Run it as `python data/prepare_text_harmony.py`, after data/prepare_demo.py, whose words and fonts are used, and
-data/prepare_mova.py, whose packages hold the judge that reads what was written. A second run finds the manifest, checks
-the hashes and ends at once.
+data/prepare_mova.py, whose recogniser is the judge of what was written and, cut, the tower. A second run finds the
+manifest, checks the hashes and ends at once.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from rich.progress import Progress
 SCRIPT = Path(__file__).resolve()
 LOCAL = SCRIPT.parent / "local"
 FOLDER, WORDS, NETWORKS = LOCAL / "text_harmony", LOCAL / "demo" / "packages", LOCAL / "mova" / "packages"
-READER = NETWORKS / "rapidocr" / "PP-OCRv6_rec_small.onnx"
-MADE = ("shards", "benchmarks", "tokenizer", "judge")
-CODE = ("writing", "demo", "preparation")
+READER, INNER = NETWORKS / "rapidocr" / "PP-OCRv6_rec_small.onnx", LOCAL / "mova" / "experts" / "reader.onnx"
+MADE = ("shards", "benchmarks", "tokenizer", "judge", "tower")
+CODE = ("writing", "demo", "mova", "preparation")
 WHEELS = ("pillow", "tokenizers", "matplotlib")
 SAMPLES_PER_SHARD = 1024
 TOKENS = 640
 TRAIN = {
-    "read": 4000,
-    "four": 1200,
-    "colour": 600,
-    "place": 1500,
-    "reread": 800,
-    "write": 3000,
-    "rewrite": 1000,
-    "edit": 2000,
+    "read": 2500,
+    "four": 1000,
+    "colour": 1200,
+    "place": 1800,
+    "reread": 1000,
+    "write": 2000,
+    "rewrite": 1500,
+    "edit": 1500,
     "segment": 500,
 }
 TEST = {
@@ -68,20 +68,27 @@ def manifest_of() -> Manifest:
     Raises:
         ValueError: The data of the demo or of MoVA is missing.
     """
-    for what, there, script in (("words and fonts", WORDS, "prepare_demo.py"), ("a reader", READER, "prepare_mova.py")):
+    needed = (
+        ("words and fonts", WORDS, "prepare_demo.py"),
+        ("a reader", READER, "prepare_mova.py"),
+        ("its first part", INNER, "prepare_mova.py"),
+    )
+    for what, there, script in needed:
         if not there.exists():
             raise ValueError(f"no {there}, which has {what} for these pictures: run data/{script} first")
-    found = {**wheel_versions(WHEELS, "pip install 'mmmoe[demo]'"), "reader": sha256(READER)}
+    found = {**wheel_versions(WHEELS, "pip install 'mmmoe[demo]'"), "reader": sha256(READER), "inner": sha256(INNER)}
     return Manifest(FOLDER, MADE, {**found, "code": code_digest(SCRIPT, CODE)})
 
 
 def prepare() -> dict[str, Any]:
     """Runs every step and returns the counts."""
     from demo.plan import load_world
+    from writing.tower import write_tower
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     (FOLDER / "judge").mkdir(parents=True)
     shutil.copyfile(READER, FOLDER / "judge" / "reader.onnx")
+    write_tower(INNER, FOLDER / "tower" / "reader.onnx")
     with bars(console) as progress:
         words = load_world(WORDS).words
         short = {split: fitting(words[split]) for split in ("train", "test")}

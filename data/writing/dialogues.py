@@ -23,6 +23,11 @@ REWRITE = {
         'Draw me a {paper} sign that reads "{word}" in {ink} letters.',
         'I need an illustration: "{word}" written in {ink} on {paper}.',
         'Render "{word}" with {ink} letters on a {paper} ground.',
+        'Could you design a card: "{word}", letters {ink}, paper {paper}?',
+        'Give me "{word}" as a picture, please; {ink} letters, {paper} paper.',
+        'On {paper}, in {ink}: write "{word}".',
+        'A {paper} poster should show "{word}" in {ink}. Make it.',
+        'I want to see "{word}" in {ink}, and the paper is to be {paper}.',
     ),
     "test": (
         'Sketch a {paper} card with "{word}" on it in {ink}.',
@@ -37,6 +42,11 @@ REREAD = {
         "Somebody asked to generate an image with this word: which?",
         "What does it say? Do not generate an image.",
         "Before you fill the masked part: what does this one say?",
+        "You do not have to generate an image. Only tell me the word.",
+        "Which word is it? Please do not fill the masked part of anything.",
+        "To generate an image took a minute; what is written on it?",
+        "I did generate an image. Can you read it?",
+        "Which word would you not have to guess if you were to fill the masked part?",
     ),
     "test": (
         "To generate an image like this, which word would one ask for?",

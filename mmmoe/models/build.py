@@ -45,7 +45,8 @@ from mmmoe.models.towers.onnx import OnnxTower
 from mmmoe.models.towers.open_clip import CLIPTower
 from mmmoe.models.towers.pix2struct import Pix2StructTower
 from mmmoe.models.towers.sam import SamTower
-from mmmoe.models.towers.spec import TowerSpec
+from mmmoe.models.towers.simple_pyramid import SimplePyramidTower
+from mmmoe.models.towers.spec import SimplePyramidTowerSpec, TowerSpec
 from mmmoe.models.towers.spectrogram_efficientnet import SpectrogramEfficientNetTower
 from mmmoe.models.towers.vit_adapter import ViTAdapterTower
 from mmmoe.models.towers.whisper import WhisperTower
@@ -73,6 +74,10 @@ def add_adapters(model: SplicedModel, specs: list[AdapterSpec], seed: int, place
 def build_tower(spec: TowerSpec, *, meta: bool = False) -> Any:
     """Returns the declared encoder, frozen."""
     return TOWERS[spec.kind](spec, meta=meta)
+
+
+def _simple_pyramid(spec: SimplePyramidTowerSpec, *, meta: bool = False) -> SimplePyramidTower:
+    return SimplePyramidTower(build_tower(spec.tower, meta=meta))
 
 
 def _llava_mole(spec: LlavaMoleSpec, seed: int, meta: bool) -> LlavaMole:
@@ -181,6 +186,7 @@ TOWERS: dict[str, Callable[..., Any]] = {
     "pix2struct": Pix2StructTower,
     "vit_adapter": ViTAdapterTower,
     "onnx": OnnxTower,
+    "simple_pyramid": _simple_pyramid,
     "whisper": WhisperTower,
     "ast": ASTTower,
     "spectrogram_efficientnet": SpectrogramEfficientNetTower,

@@ -16,8 +16,9 @@ from mmmoe.models.towers.spec import (
     AudioTowerSpec,
     BertTextSpec,
     ImageTowerSpec,
+    PyramidTowerSpec,
+    SimplePyramidTowerSpec,
     TowerSpec,
-    ViTAdapterTowerSpec,
     WhisperTowerSpec,
 )
 
@@ -250,7 +251,7 @@ class TextHarmonySpec(FamilySpec):
     """TextHarmony: a language model that reads images, and an image decoder that draws what it says."""
 
     family: Literal["text_harmony"]
-    tower: ViTAdapterTowerSpec
+    tower: PyramidTowerSpec
     connector: VisualTokenizerSpec = VisualTokenizerSpec()
     synchroniser: SynchroniserSpec | None = SynchroniserSpec()
     """Lets the language model look at the maps of earlier images again; null: it sees their tokens alone."""
@@ -262,7 +263,8 @@ class TextHarmonySpec(FamilySpec):
 
     def parts(self) -> dict[str, PartSpec]:
         """Returns every tower and connector by its key path."""
-        return {"tower": self.tower, "connector": self.connector, "decoder": self.decoder}
+        within = {"tower.tower": self.tower.tower} if isinstance(self.tower, SimplePyramidTowerSpec) else {}
+        return {"tower": self.tower, **within, "connector": self.connector, "decoder": self.decoder}
 
 
 ModelSpec = Annotated[LlavaMoleSpec | UniMoESpec | MoVASpec | TextHarmonySpec, Field(discriminator="family")]

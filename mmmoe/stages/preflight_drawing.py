@@ -40,7 +40,7 @@ def _of_stage(stage: StageSpec) -> Iterator[str]:
 
 def _of_sharding(run: RunSpec) -> Iterator[str]:
     """Refuses what was seen to wait for ever: two processes, ZeRO 3 and a ViT-Adapter that trains."""
-    if run.engine.kind != "deepspeed" or run.engine.zero != 3:
+    if run.model.parts()["tower"].kind != "vit_adapter" or run.engine.kind != "deepspeed" or run.engine.zero != 3:
         return
     trained = [stage.name for stage in run.stages if any(pattern.startswith("tower.") for pattern in stage.trains)]
     if trained:

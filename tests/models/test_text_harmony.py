@@ -247,10 +247,10 @@ PROMPTS = (
 )
 
 
-@pytest.mark.parametrize("slide", [None, LEARNED])
-def test_drawings_of_a_batch_are_those_one_by_one(slide):
+@pytest.mark.parametrize(("slide", "embedded"), [(None, False), (None, True), (LEARNED, False)])
+def test_drawings_of_a_batch_are_those_one_by_one(slide, embedded):
     """Rows have other lengths, so that most are padded on the left; letters stand where they stood."""
-    model = toy_harmony(slide=slide)
+    model = toy_harmony(slide=slide, embedded_context=embedded)
     seeds = [5, 6, 7, 8]
     together = drawn(model, *PROMPTS, seeds=seeds)
     assert together.shape == (4, 3, HEIGHT, COLUMNS)
@@ -286,7 +286,8 @@ def test_what_a_drawing_depends_on():
         drawn(model, (one, letters), seeds=[5, 6])
 
 
-def test_a_drawing_has_the_context_that_training_gave_it(monkeypatch, even_noise):
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_drawing_has_the_context_that_training_gave_it(monkeypatch, even_noise, embedded):
     """What the decoder is told of a prompt is what it was told in training, letters and the image before included."""
     told = []
 
@@ -298,7 +299,7 @@ def test_a_drawing_has_the_context_that_training_gave_it(monkeypatch, even_noise
 
         return call
 
-    model = toy_harmony().eval()
+    model = toy_harmony(embedded_context=embedded).eval()
     for name in ("loss", "draw"):
         monkeypatch.setattr(model.decoder, name, told_of(name))
     learned, (asked, letters) = row("image", "text", "draw", seed=4), prompt("image", "text", seed=4)
@@ -316,6 +317,21 @@ def test_a_drawing_has_the_context_that_training_gave_it(monkeypatch, even_noise
     assert previous_2.mask_I.tolist() == [True, False]
     for ours, theirs in zip(previous_2.maps, previous.maps, strict=True):
         torch.testing.assert_close(ours[0], theirs[0])
+
+
+def test_an_embedded_context_adds_the_normalised_embeddings(monkeypatch):
+    """The other weights are alike, so the difference of the contexts is what was embedded, the latest first."""
+    one, letters = PROMPTS[0]
+    told = []
+    for embedded in (False, True):
+        model = toy_harmony(embedded_context=embedded)
+        draw = lambda hidden, *_, **__: told.append(hidden) or torch.zeros(1, 3, HEIGHT, COLUMNS)  # noqa: E731
+        monkeypatch.setattr(model.decoder, "draw", draw)
+        drawn(model, (one, letters), seeds=[5])
+    ids = torch.tensor(one.ids)
+    rows = torch.cat([model.language.get_input_embeddings()(ids), model.start_D[None]]).flip(0)
+    normal = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(told[1][0] - told[0][0], normal, atol=1e-4, rtol=1e-4)
 
 
 ASKED = tuple(one for one, _ in PROMPTS)

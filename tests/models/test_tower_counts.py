@@ -16,6 +16,7 @@ from mmmoe.models.towers.spec import (
     ImageTowerSpec,
     OpenCLIPTower,
     Pix2StructTowerSpec,
+    PyramidTowerSpec,
     SamTowerSpec,
 )
 from mmmoe.paths import project_root
@@ -105,8 +106,10 @@ def test_mova_takes_clip_at_672_pixels():
 
 def test_the_readmes_declarations_of_towers_are_valid():
     text = (project_root() / "models/README.md").read_text().split("## Towers")[1].split("```yaml")[1].split("```")[0]
-    specs = [TypeAdapter(ImageTowerSpec).validate_python(declared) for declared in yaml.safe_load(text)]
-    kinds = ["open_clip", "open_clip", "dinov2", "sam", "pix2struct", "vit_adapter", "onnx"]
+    specs = [
+        TypeAdapter(ImageTowerSpec | PyramidTowerSpec).validate_python(declared) for declared in yaml.safe_load(text)
+    ]
+    kinds = ["open_clip", "open_clip", "dinov2", "sam", "pix2struct", "vit_adapter", "simple_pyramid", "onnx"]
     assert [spec.kind for spec in specs] == kinds
     with torch.device("meta"):
         clip_672, biomed_clip = (build_tower(spec, meta=True) for spec in specs[:2])

@@ -103,9 +103,12 @@ def test_a_template_that_leaves_the_prompt_out(tmp_path):
 
 
 def test_sharding_a_trained_encoder_is_refused_because_it_hangs(tmp_path):
-    sharded = run(tokenizer_of(tmp_path), "engine.zero=3")
+    tower = "model.tower={kind: vit_adapter, config: {model_type: clip_vision_model}}"
+    trained = "stages.pretrain.trains=['tower.*']"
+    sharded = run(tokenizer_of(tmp_path), "engine.zero=3", tower, trained)
     assert [text for text in problems_of_drawing(sharded) if "hang" in text] == [
         "engine.zero: 3 was seen to hang with a trained vit_adapter (stage pretrain); take zero 2, or leave tower.* "
         "out of trains"
     ]
-    assert not list(problems_of_drawing(run(tokenizer_of(tmp_path), "engine.zero=2")))
+    for fine in (("engine.zero=2", tower, trained), ("engine.zero=3", tower), ("engine.zero=3", trained)):
+        assert not list(problems_of_drawing(run(tokenizer_of(tmp_path), *fine)))

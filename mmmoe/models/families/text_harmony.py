@@ -186,7 +186,8 @@ class TextHarmony(SplicedModel):
             hidden_BTD = self._decode(spliced)
             row_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
             last_B = torch.full_like(row_B, hidden_BTD.shape[1] - 1)
-            context_ILD, mask_IL = reversed_context(hidden_BTD, row_B, first_columns(spliced, row_B), last_B)
+            said_BTD = self._said(hidden_BTD, spliced)
+            context_ILD, mask_IL = reversed_context(said_BTD, row_B, first_columns(spliced, row_B), last_B)
             letters_IL = (media or {}).get(LETTERS_VIEW)
             glyph_IL = None if letters_IL is None else letter_places(letters_IL, spliced, row_B, last_B)
             number_B = self._placed(spliced).last(len(hidden_BTD))
@@ -204,6 +205,12 @@ class TextHarmony(SplicedModel):
         if self.connector.perceiver is not None:
             self.connector.perceiver.gradient_checkpointing(enabled)
 
+    def _said(self, hidden_BTD: Tensor, spliced: Splice) -> Tensor:
+        """Returns what images are drawn from: hidden states, and what the sequence itself holds where that is asked."""
+        if not self.decoder.spec.embedded_context:
+            return hidden_BTD
+        return hidden_BTD + F.layer_norm(spliced.embeddings_BTD, hidden_BTD.shape[-1:]).to(hidden_BTD.dtype)
+
     def _placed(self, spliced: Splice) -> Placed:
         return placed(spliced, self._number_BT, IMAGE)
 
@@ -218,7 +225,8 @@ class TextHarmony(SplicedModel):
     ) -> Tensor:
         """Returns the loss of each image that is to be drawn (I,)."""
         first_I = first_columns(spliced, drawn.row_I)
-        context_ILD, mask_IL = reversed_context(hidden_BTD, drawn.row_I, first_I, drawn.column_I)
+        said_BTD = self._said(hidden_BTD, spliced)
+        context_ILD, mask_IL = reversed_context(said_BTD, drawn.row_I, first_I, drawn.column_I)
         letters_IL = media.get(LETTERS_VIEW)
         glyph_IL = None
         if letters_IL is not None and len(letters_IL):

@@ -51,6 +51,9 @@ class ImageDecoderSpec(Spec):
     """Share of training images drawn from the learned embedding of nothing, which guidance needs."""
     synchroniser: UNetSynchroniserSpec | None = UNetSynchroniserSpec()
     """Looks at the maps of the image before, beside the U-Net; null draws without."""
+    embedded_context: bool = False
+    """Add the input embeddings, normalised, to the hidden states that an image is drawn from: a small language model
+    says the same letter in another way after each prompt. Ours; the release takes hidden states alone."""
     glyphs: GlyphSpec | None = None
     """Tell each place of the canvas its letter; null as in the paper."""
     sampler: str = "DDIMScheduler"

@@ -152,6 +152,17 @@ ImageTowerSpec = Annotated[
 ]
 
 
+class SimplePyramidTowerSpec(Spec):
+    """A frozen image encoder with maps of four sizes made of its own, for a TextHarmony on weights that read."""
+
+    kind: Literal["simple_pyramid"] = "simple_pyramid"
+    tower: ImageTowerSpec
+    """The encoder; its map is square, its side even."""
+
+
+PyramidTowerSpec = Annotated[ViTAdapterTowerSpec | SimplePyramidTowerSpec, Field(discriminator="kind")]
+
+
 class SoundFolderTower(FolderTower):
     """An encoder of sound of transformers."""
 
@@ -232,6 +243,7 @@ TowerSpec = (
     | Pix2StructTowerSpec
     | ViTAdapterTowerSpec
     | OnnxTowerSpec
+    | SimplePyramidTowerSpec
     | WhisperTowerSpec
     | ASTTowerSpec
     | SpectrogramTowerSpec

@@ -19,12 +19,13 @@ from mmmoe.evaluation.clip_score import ClipJudge
 from mmmoe.evaluation.drawing import Jury, as_picture, save
 from mmmoe.evaluation.judge import OcrJudge
 from mmmoe.evaluation.location import is_there
-from mmmoe.evaluation.metrics import chance, interval, is_correct, majority, normalise
+from mmmoe.evaluation.metrics.exact import is_correct, normalise
 from mmmoe.evaluation.questions import Question, load_questions
 from mmmoe.evaluation.routing import judge_routing, with_routing
 from mmmoe.evaluation.scores import ScoreRow, write_scores
 from mmmoe.evaluation.shares import joined, share, write_text
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
+from mmmoe.evaluation.statistics import chance, interval, majority
 from mmmoe.evaluation.subject import Advance, Subject
 from mmmoe.evaluation.writing import contains, is_same
 from mmmoe.log import console

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from mmmoe.evaluation.metrics.ocrbench import FORMULA
 from mmmoe.evaluation.metrics.registry import METRICS, metric_of
 from mmmoe.evaluation.statistics import bootstrap, bootstrap_measures
 
+PAGES = Path(__file__).resolve().parents[2] / "configs/benchmarks"
 SAID = ("yes", "No.", "A", "B. a dog", "two dogs", "cat", "3.1", "50%", "10 10 50 50", "", "Answer is C", "a cat.")
 CHOICES = ("a cat", "a dog", "two dogs", "none")
 YES_OR_NO = {"pope", "mme", "mme_mova"}
@@ -112,3 +115,11 @@ def test_a_metric_bears_its_name(name):
 def test_an_unknown_metric_is_refused():
     with pytest.raises(ValueError, match="there is no metric 'bleurt'; one of exact"):
         metric_of("bleurt")
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_has_its_line_and_its_page(name):
+    (line,) = [line for line in (PAGES / "README.md").read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    page = re.search(r"\((metrics/\w+\.md)\)", line)
+    title = (PAGES / page.group(1)).read_text().splitlines()[0]
+    assert name in title.removeprefix("# ").split(", ")

@@ -43,7 +43,7 @@ METRICS: dict[str, Metric] = {
     "tiny_lvlm": TINY_LVLM,
     "location": LOCATION,
 }
-"""What a benchmark's `metric` may be; each has its page in configs/benchmarks/metrics."""
+"""What a benchmark's `metric` may be; configs/benchmarks/README.md names the page that defines each."""
 
 
 def metric_of(name: str) -> Metric:

@@ -38,12 +38,12 @@ def mmbench_letter(answer: str, choices: Sequence[str]) -> str | None:
     In order: a refusal; the only letter, if it is among the last five words; "answer is B"; the only option whose text
     the answer holds, unless the answer is twice as long as all options.
     """
-    if any(refusal in answer for refusal in REFUSALS):
-        return REFUSED
     return (None if NO_ANSWER in answer else _named(answer, choices)) or _quoted(answer, choices)
 
 
 def _named(answer: str, choices: Sequence[str]) -> str | None:
+    if any(refusal in answer for refusal in REFUSALS):
+        return REFUSED
     words = answer.translate(_MARKS).split()
     present = [letter for letter in LETTERS[: len(choices)] if letter in words]
     if len(present) == 1 and words.index(present[0]) > len(words) - NEAR_END:

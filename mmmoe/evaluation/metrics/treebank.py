@@ -47,7 +47,7 @@ _TOKEN = re.compile(
   | [#@](?=[A-Za-z])\w+ | C\+\+ | C\#
   | [A-Za-z]+(?=(?i:n't)\b)                                     # their first half
   | [Yy]'all\b | {_WORD}
-  | [?!]+ | \.+ | -+ | _+ | '+ | \S
+  | [?!]+ | \#+ | \*+ | \.+ | -+ | _+ | '+ | \S
     """,
     re.VERBOSE,
 )

@@ -63,19 +63,23 @@ class Answer:
 
 
 def evaluate_all(
-    trained: Subject, spec: EvaluationSpec, out_folder: Path, untrained: Callable[[], Subject] | None = None
+    trained: Subject,
+    spec: EvaluationSpec,
+    out_folder: Path,
+    untrained: Callable[[], Subject] | None = None,
+    cache: Path | None = None,
 ) -> list[ScoreRow]:
     """Returns the rows of all variants the spec asks for: trained, blind and, when it can be built, untrained."""
     jury = _jury(trained, spec)
-    rows = evaluate(trained, spec, out_folder, "trained", jury=jury)
+    rows = evaluate(trained, spec, out_folder, "trained", jury=jury, cache=cache)
     if spec.routing_labels is not None and trained.guide is not None:
-        judge_routing(trained, spec, out_folder)
+        judge_routing(trained, spec, out_folder, cache)
     limit = min((limit for limit in (spec.limit, spec.baseline_limit) if limit), default=None)
     fewer = spec.model_copy(update={"limit": limit})
     if spec.blind:
-        rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury)
+        rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury, cache=cache)
     if spec.untrained and untrained is not None:
-        rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury)
+        rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury, cache=cache)
     return rows
 
 
@@ -87,6 +91,7 @@ def evaluate(
     *,
     blind: bool = False,
     jury: Jury | None = None,
+    cache: Path | None = None,
 ) -> list[ScoreRow]:
     """Puts every benchmark to the subject; collective, the same rows come out on every process.
 
@@ -96,7 +101,7 @@ def evaluate(
         ValueError: a benchmark file is wrong, or there is no judge, or nobody who draws; all is looked at before the
             first question is answered.
     """
-    exams = [(benchmark, load_questions(benchmark)) for benchmark in spec.benchmarks]
+    exams = [(benchmark, load_questions(benchmark, cache=cache).questions) for benchmark in spec.benchmarks]
     jury = jury or _jury(subject, spec)
     subject.batch = spec.batch
     if spec.beams > 1 or spec.repetition_penalty != 1.0:

@@ -48,7 +48,9 @@ def evaluate_checkpoint(final: Path, spec: EvaluationSpec, out: Path, cache: Pat
     """Evaluates a finished stage's folder; collective."""
     model, heritage = rebuild(final)
     trained = subject_of(model, heritage, cache, spec.tasks)
-    rows = evaluate_all(trained, spec, out, lambda: subject_of(_before_pictures(heritage), heritage, cache, spec.tasks))
+    rows = evaluate_all(
+        trained, spec, out, lambda: subject_of(_before_pictures(heritage), heritage, cache, spec.tasks), cache
+    )
     if dist.rank() == 0:
         console.print(score_table(rows))
     return rows

@@ -8,6 +8,7 @@ from mmmoe import dist, paths
 from mmmoe.data.shards import ShardSet
 from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.engine.groups import freeze, parameter_groups, trainable_parameters
+from mmmoe.evaluation.tables import files_of
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import tokenizer_folder
@@ -51,8 +52,12 @@ def problems(spec: RunSpec) -> Iterator[str]:
     yield from _expert_parallel(spec, world)
     yield from _names_in_model(spec)
     for benchmark in spec.evaluation.benchmarks if spec.evaluation else ():
-        if not paths.resolve(benchmark.file).is_file():
-            yield f"evaluation.benchmarks.{benchmark.name}: no file {benchmark.file}; prepare the data first"
+        join = None if benchmark.fields is None else benchmark.fields.join
+        try:
+            files_of(benchmark.file)
+            files_of([] if join is None else join.file)
+        except ValueError as error:
+            yield f"evaluation.benchmarks.{benchmark.name}: {error}"
     if spec.engine.port is not None and not dist.is_launched() and not dist.is_port_free(spec.engine.port):
         yield f"engine.port: {spec.engine.port} is taken by another program; leave it out to get a free one"
 

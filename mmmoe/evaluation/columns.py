@@ -91,8 +91,7 @@ def is_empty(value: Any) -> bool:
         return True
     if isinstance(value, float):
         return math.isnan(value)
-    # pandas writes its empty cells as `nan`.
-    return isinstance(value, str) and value.strip().lower() in ("", "nan")
+    return isinstance(value, str) and not value.strip()
 
 
 def as_text(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmmoe.data.media import KINDS, count_marks
 from mmmoe.evaluation.location import box_of
+from mmmoe.evaluation.prompts import worded
 from mmmoe.evaluation.spec import BenchmarkSpec
 
 OwnRow = dict[str, Any]
@@ -54,10 +55,16 @@ def with_paths(row: OwnRow, folder: Path) -> OwnRow:
     return row
 
 
+def asked(row: OwnRow, spec: BenchmarkSpec) -> str:
+    """Returns what a model is asked, in the benchmark's wording."""
+    told = {name: row.get(name) or "" for name in ("hint", "context")}
+    return worded(spec.prompt, row["question"], choices=row.get("choices") or (), **told)
+
+
 def check_row(row: OwnRow, spec: BenchmarkSpec) -> list[str]:
     """Returns what is wrong with the contents of a row of our own form."""
     problems = []
-    marks = count_marks([row["question"]])
+    marks = count_marks([asked(row, spec)])
     for name, kind in KINDS.items():
         from_where = "`fields.media`" if spec.fields else "the benchmark file's folder"
         for file in files_in(row.get(name)):

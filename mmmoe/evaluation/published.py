@@ -114,7 +114,9 @@ class Translator:
         """Returns a text that not every row has."""
         if source is None or any(look_up(values, name) is MISSING for name in names_in(source)):
             return ""
-        return as_text(value_of(values, source)).strip()
+        text = as_text(value_of(values, source)).strip()
+        # What pandas writes for an empty cell, as in MMBench's files; an answer may well be that word.
+        return "" if text.lower() == "nan" else text
 
     def _group(self, values: Mapping[str, Any]) -> str:
         text, modulo = self._optional(values, self._fields.group), self._fields.group_modulo

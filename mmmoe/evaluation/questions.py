@@ -9,9 +9,8 @@ from pathlib import Path
 
 from mmmoe.data.media import KINDS
 from mmmoe.evaluation.media import Files
-from mmmoe.evaluation.own_rows import OwnRow, check_row, files_in, parse_line, with_paths
+from mmmoe.evaluation.own_rows import OwnRow, asked, check_row, files_in, parse_line, with_paths
 from mmmoe.evaluation.pictures import PictureStore
-from mmmoe.evaluation.prompts import worded
 from mmmoe.evaluation.published import Translator
 from mmmoe.evaluation.spec import BenchmarkSpec
 from mmmoe.evaluation.tables import files_of, rows_of
@@ -179,14 +178,13 @@ def _is_new(row: OwnRow, place: str, first_place: dict[str, str]) -> list[str]:
 def _question(row: OwnRow, spec: BenchmarkSpec) -> Question:
     files = {kind: files_in(row.get(kind)) for kind in KINDS}
     single = {kind: found[0] if found else None for kind, found in files.items()}
-    choices, answers = tuple(row.get("choices") or ()), tuple(row["answers"])
-    told = {name: row.get(name) or "" for name in ("hint", "context")}
+    answers = tuple(row["answers"])
     return Question(
         id=str(row["id"]),
-        text=worded(spec.prompt, row["question"], choices=choices, **told),
+        text=asked(row, spec),
         answer=row.get("answer") or Counter(answer for answer in answers if answer.strip()).most_common(1)[0][0],
         image=single["image"],
-        choices=choices,
+        choices=tuple(row.get("choices") or ()),
         domain=row.get("domain") or spec.domain,
         video=files["video"] if isinstance(row.get("video"), list) else single["video"],
         speech=single["speech"],

@@ -69,7 +69,8 @@ def test_the_answer_is_the_most_frequent_one(folder):
 
 
 def spec_of(file="t.json", kind="short_answer", bad_rows=None, **fields):
-    return BenchmarkSpec(name="b", file=str(file), kind=kind, bad_rows=bad_rows, fields=FieldsSpec(**fields))
+    more = {"kind": kind, "bad_rows": bad_rows, "prompt": "{hint}{question}"}
+    return BenchmarkSpec(name="b", file=str(file), fields=FieldsSpec(**fields), **more)
 
 
 def told(folder, content, name="t.json", **more):
@@ -100,6 +101,7 @@ BAD = {
     "no list": ({"choices": "a or b"}, {"choices": "choices"}, "t.json row 1: a list is wanted, got 'a or b'"),
     "no answer": ({"answer": None}, {}, "t.json row 1: the answer is empty"),
     "no text": ({"question": {"en": "q"}}, {}, "t.json row 1: a text is wanted, got {'en': 'q'}"),
+    "mark": ({"hint": "<image> <image>"}, {"hint": "hint"}, "the question holds <image> more than once"),
     "no object": (None, {}, "t.json row 1: expected an object, got NoneType"),
 }
 

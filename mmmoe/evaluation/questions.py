@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmmoe.data.media import KINDS
 from mmmoe.evaluation.media import Files
+from mmmoe.evaluation.metrics.metric import Item
 from mmmoe.evaluation.own_rows import OwnRow, asked, check_row, files_in, parse_line, with_paths
 from mmmoe.evaluation.pictures import PictureStore
 from mmmoe.evaluation.published import Translator
@@ -58,6 +59,11 @@ class Question:
             "image": self.image, "video": self.video, "speech": self.speech, "audio": self.audio
         }  # fmt: skip
         return {kind: item for kind, item in named.items() if item is not None}
+
+    @property
+    def item(self) -> Item:
+        """What a metric may know of it."""
+        return Item(self.id, self.answers, self.choices, self.category, self.group)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmmoe.config.spec import Spec
+from mmmoe.evaluation.metrics.registry import metric_of
 from mmmoe.evaluation.prompts import check_prompt
 
 RoutingMode = Literal["predicted", "labels", "random", "none", "all"] | list[str]
@@ -121,7 +122,8 @@ class BenchmarkSpec(Spec):
     location: likewise, four numbers whose box overlaps the right one by half (Acc@0.5); drawing: the model draws, and a
     judge must read the answer on the picture."""
     metric: str | None = None
-    """What answers are worth, by its name in the registry; null: exact of short_answer, choice of multiple_choice."""
+    """What answers are worth, by its name in the registry; null: exact of short_answer, choice of multiple_choice,
+    written of drawing; contained and location are their own."""
     fields: FieldsSpec | None = None
     """Null: the file is our own JSON Lines."""
     prompt: str = "{question}"
@@ -137,6 +139,12 @@ class BenchmarkSpec(Spec):
     @model_validator(mode="after")
     def _asks(self) -> BenchmarkSpec:
         check_prompt(self.prompt, asks=self.fields is None or self.fields.question is not None)
+        return self
+
+    @model_validator(mode="after")
+    def _metric_is_known(self) -> BenchmarkSpec:
+        if self.metric is not None:
+            metric_of(self.metric)
         return self
 
 
@@ -194,6 +202,9 @@ class EvaluationSpec(Spec):
     """Needed by benchmarks of kind drawing."""
     bootstrap: int = Field(default=1000, ge=100)
     """Resamples for the 95 % intervals."""
+    cache: bool = True
+    """Keep the model's answers in the run's cache, for evaluations with another metric or suite. false: only until the
+    evaluation is finished, so that a killed one goes on."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> EvaluationSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 from mmmoe.evaluation.metrics.metric import Item, MeanMetric, Verdict
-from mmmoe.evaluation.writing import contains
+from mmmoe.evaluation.writing import contains, filtered, is_same
 
 _STRIP = str.maketrans("", "", string.punctuation)
 
@@ -36,9 +36,15 @@ def _contained(prediction: str, item: Item) -> Verdict:
     return Verdict(float(contains(prediction, item.answers)), prediction.strip() or None)
 
 
+def _written(prediction: str, item: Item) -> Verdict:
+    return Verdict(float(is_same(prediction, item.answers[0])), filtered(prediction) or None)
+
+
 EXACT = MeanMetric("exact", _exact)
 """Same as any right answer in lower case, without punctuation."""
 CHOICE = MeanMetric("choice", _choice)
 """The very text of the right choice; for choices by likelihood."""
 CONTAINED = MeanMetric("contained", _contained)
 """TextHarmony's accuracy: the answer holds a right one."""
+WRITTEN = MeanMetric("written", _written)
+"""TextHarmony's sentence accuracy: what a judge reads on a drawn picture has the letters and digits asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmmoe.evaluation.metrics.anls import ANLS, ANLS_DOCVQA, ANLS_TEXT_HARMONY
 from mmmoe.evaluation.metrics.caption import CAPTION
 from mmmoe.evaluation.metrics.circular import MMBENCH
-from mmmoe.evaluation.metrics.exact import CHOICE, CONTAINED, EXACT
+from mmmoe.evaluation.metrics.exact import CHOICE, CONTAINED, EXACT, WRITTEN
 from mmmoe.evaluation.metrics.gqa import GQA, GQA_LOOSE
 from mmmoe.evaluation.metrics.metric import Metric
 from mmmoe.evaluation.metrics.mme import MME, MME_MOVA
@@ -42,8 +42,17 @@ METRICS: dict[str, Metric] = {
     "caption": CAPTION,
     "tiny_lvlm": TINY_LVLM,
     "location": LOCATION,
+    "written": WRITTEN,
 }
 """What a benchmark's `metric` may be; configs/benchmarks/README.md names the page that defines each."""
+OF_KIND = {
+    "multiple_choice": "choice",
+    "short_answer": "exact",
+    "contained": "contained",
+    "location": "location",
+    "drawing": "written",
+}
+"""The metric of a benchmark that names none, by its kind."""
 
 
 def metric_of(name: str) -> Metric:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform
 from published_forms import FORMS as PICTURES
-from published_forms import document, held, lines, png, separated, table
+from published_forms import LETTER, document, held, lines, png, separated, table
 from published_forms_more import FORMS as MORE
 
 from mmmoe.config.load import load
@@ -40,6 +40,21 @@ def write(folder, files):
 
 def test_every_declaration_has_a_form_here():
     assert set(FORMS) == set(DECLARED)
+
+
+def test_every_benchmark_stands_in_the_table_for_people():
+    readme = (DECLARED["vqav2"].parent / "README.md").read_text()
+    assert [name for name in DECLARED if f"`{name.removesuffix('_parquet')}`" not in readme] == []
+
+
+def test_the_example_for_people_works(folder):
+    text = (DECLARED["vqav2"].parent / "README.md").read_text()
+    (folder / "signs.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    row = text.split("lines such as\n`")[1].split("`")[0]
+    write(folder / WHERE / "signs", {"test.jsonl": row.encode(), "photos/00012.jpg": png(1)})
+    [question] = load_questions(load(folder / "signs.yaml", BenchmarkSpec)).questions
+    assert (question.id, question.answer, question.category) == ("7", "blue", "Oslo")
+    assert question.text == f"Which colour?\nA. red\nB. blue{LETTER}"
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))

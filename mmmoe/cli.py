@@ -78,7 +78,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 
 @app.command(name="eval")
 def evaluate(folder: Folder, overrides: Overrides = None) -> None:
-    """Evaluate a run, or one finished stage's folder, by the run's `evaluation` with overrides."""
+    """Evaluate a run, or one finished stage's folder, by its `evaluation` or `suite=FILE`, with overrides."""
     from mmmoe.stages.evaluate import evaluate_again
 
     evaluate_again(folder, overrides or [])

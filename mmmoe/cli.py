@@ -85,6 +85,20 @@ def evaluate(folder: Folder, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="a run folder, or an evaluation's")],
+    second: Annotated[Path, typer.Argument(help="another")],
+    benchmarks: Annotated[list[str] | None, typer.Argument(help="names of benchmarks; all that both have")] = None,
+) -> None:
+    """Compare two evaluated runs question by question: difference, interval, p, and where they part."""
+    from mmmoe.evaluation.compare import compare as compare_evaluations
+    from mmmoe.evaluation.compare import comparison_table
+
+    rows = compare_evaluations(first, second, benchmarks or [])
+    console.print(comparison_table(rows, first.name, second.name))
+
+
+@app.command()
 def generate(
     folder: Annotated[Path, typer.Argument(help="a run folder, or a finished stage's")],
     prompt: Annotated[str, typer.Argument(help="what is to be drawn")],

@@ -93,7 +93,7 @@ class Subject:
         """How answers are generated, where not greedily: beams and repetition_penalty."""
         self._model = model
         self._template = template
-        self._device = device
+        self.device = device
         self._dtype = dtype
         self._features = features_by_view(model, transforms, device, cache, dtype)
         self.guide = guide
@@ -240,7 +240,7 @@ class Subject:
         media = {view: self._features[view].name(item) for view, item in row.media.items()}
         beside = {view: tensor.tolist() for view, tensor in row.beside.items()}
         targets = [label != IGNORE_ID for label in row.labels].count(True)
-        setting = [self._device.type, str(self._dtype), how]
+        setting = [self.device.type, str(self._dtype), how]
         return key_of(self.key, setting, row.input_ids, targets, media, beside, row.task)
 
     def _row(
@@ -326,20 +326,20 @@ class Subject:
         items = {view: [row.media[view] for row in rows if view in row.media] for view in self._features}
         found = {view: self._features[view].features(wanted) for view, wanted in items.items() if wanted}
         beside = {
-            view: torch.cat([row.beside[view] for row in rows if view in row.beside]).to(self._device)
+            view: torch.cat([row.beside[view] for row in rows if view in row.beside]).to(self.device)
             for view in sorted({view for row in rows for view in row.beside})
         }
         inputs: dict[str, Any] = {
-            "input_ids_BT": input_ids_BT.to(self._device),
-            "attention_mask_BT": attention_mask_BT.to(self._device),
+            "input_ids_BT": input_ids_BT.to(self.device),
+            "attention_mask_BT": attention_mask_BT.to(self.device),
             "features": found or None,
         }
         if beside:
             inputs["media"] = beside
         if any(row.task >= 0 for row in rows):
-            inputs["task_B"] = torch.tensor([row.task for row in rows], device=self._device)
+            inputs["task_B"] = torch.tensor([row.task for row in rows], device=self.device)
         if with_labels:
-            inputs["labels_BT"] = labels_BT.to(self._device)
+            inputs["labels_BT"] = labels_BT.to(self.device)
         return cast_inputs(inputs, self._dtype)
 
 

@@ -43,7 +43,7 @@ def test_both_ways_are_timed_and_held_against_each_other(monkeypatch, capsys, ki
     assert subject.sizes == {1, 64}
     assert found.versus == "one by one"
     assert found.bound == bench.BOUND
-    assert f"{same} of 5 answers are the same" in capsys.readouterr().out
+    assert f"{same} of 5 answers are the same" in capsys.readouterr().err
 
 
 def test_a_run_is_asked_for(tmp_path):

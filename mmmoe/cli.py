@@ -78,10 +78,24 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 
 @app.command(name="eval")
 def evaluate(folder: Folder, overrides: Overrides = None) -> None:
-    """Evaluate a run, or one finished stage's folder, by the run's `evaluation` with overrides."""
+    """Evaluate a run, or one finished stage's folder, by its `evaluation` or `suite=FILE`, with overrides."""
     from mmmoe.stages.evaluate import evaluate_again
 
     evaluate_again(folder, overrides or [])
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="a run folder, or an evaluation's")],
+    second: Annotated[Path, typer.Argument(help="another")],
+    benchmarks: Annotated[list[str] | None, typer.Argument(help="names of benchmarks; all that both have")] = None,
+) -> None:
+    """Compare two evaluated runs question by question: difference, interval, p, and where they part."""
+    from mmmoe.evaluation.compare import compare as compare_evaluations
+    from mmmoe.evaluation.compare import comparison_table
+
+    rows = compare_evaluations(first, second, benchmarks or [])
+    console.print(comparison_table(rows, first.name, second.name))
 
 
 @app.command()
@@ -121,18 +135,20 @@ def experiment(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="step, lora, mov_adapter, vision_experts, an op (`kernels`: all ops)")
+        str, typer.Argument(help="step, lora, mov_adapter, vision_experts, evaluation, an op (`kernels`: all ops)")
     ] = "step",
     settings: Annotated[
         list[str] | None,
-        typer.Argument(help="sizes of what is timed; for step and vision_experts config=FILE and overrides"),
+        typer.Argument(
+            help="sizes of what is timed; for step and vision_experts config=FILE and overrides; for evaluation run=RUN"
+        ),
     ] = None,
     json: Annotated[
         Path | None, typer.Option(help="write the results to this file or folder, and a plot beside them")
     ] = None,
     check: Annotated[bool, typer.Option(help="a line for every bound; exit status 1 if one is missed")] = False,
 ) -> None:
-    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts or the ops, against their peers."""
+    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts, batched answers or the ops."""
     from mmmoe.kernels.bench import measure, parse_sizes, publish
 
     given, draw = settings or [], None
@@ -144,6 +160,10 @@ def bench(
         from mmmoe.stages.bench_vision_experts import bench_vision_experts, picture
 
         results, draw = bench_vision_experts(given), picture
+    elif name == "evaluation":
+        from mmmoe.stages.bench_evaluation import bench_evaluation
+
+        results = bench_evaluation(given)
     elif name not in ("step", "lora"):
         results = measure(name, parse_sizes(given))
     else:

@@ -11,7 +11,8 @@ import pytest
 
 from mmmoe.config.load import load
 from mmmoe.data.spec import MixtureSpec
-from mmmoe.evaluation.spec import EvaluationSpec
+from mmmoe.evaluation.paper_scores import PaperScoresSpec
+from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
 from mmmoe.models.spec import ModelSpec
 from mmmoe.stages.experiment import ExperimentSpec
 from mmmoe.stages.spec import RunSpec
@@ -22,6 +23,8 @@ SPECS = {
     "configs/*.yaml": RunSpec,
     "configs/experiments/*.yaml": ExperimentSpec,
     "configs/evaluation/*.yaml": EvaluationSpec,
+    "configs/benchmarks/*.yaml": BenchmarkSpec,
+    "configs/benchmarks/published/*.yaml": PaperScoresSpec,
     "data/mixtures/*.yaml": MixtureSpec,
     "models/*/*.yaml": ModelSpec,
 }

@@ -41,21 +41,27 @@ class MediaFeatures:
     """Features of one view by content; `None` stands for the grey picture or silence of a blind run."""
 
     def __init__(
-        self, model: MediaEncoder, view: str, transform: Transform, device: torch.device, folder: Path | None
+        self,
+        model: MediaEncoder,
+        view: str,
+        transform: Transform,
+        device: torch.device,
+        folder: Path | None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._model = model
+        self._dtype = dtype
         self._view = view
         self._kind = kind_of(view)
         self._transform = transform
         self._device = device
         self._digests: dict[Files | None, str] = {}
         self._kept: dict[str, npt.NDArray[np.float16]] = {}
-        self._folder: Path | None = None
-        if folder is not None:
-            # The blank item goes through the whole transform, so its values tell apart sizes, means and deviations.
-            blank = hashlib.sha256(transform.blank().contiguous().numpy().tobytes()).hexdigest()
-            key = f"{model.tower_of(view).key}|{self._kind} {transform.key}|{blank}"
-            self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+        # The blank item goes through the whole transform, so its values tell apart sizes, means and deviations.
+        blank = hashlib.sha256(transform.blank().contiguous().numpy().tobytes()).hexdigest()
+        key = f"{model.tower_of(view).key}|{self._kind} {transform.key}|{blank}"
+        self._key = hashlib.sha256(key.encode()).hexdigest()[:16]
+        self._folder: Path | None = None if folder is None else folder / self._key
 
     def prepare(self, items: Iterable[Files | None]) -> int:
         """Encodes the items whose features are not there yet; returns how many those were."""
@@ -76,6 +82,10 @@ class MediaFeatures:
             for digest, features in zip(part, torch.split(encoded, counts), strict=True):
                 self._keep(digest, features.numpy() if KINDS[self._kind].is_chunked else features[0].numpy())
         return len(digests)
+
+    def name(self, item: Files | None) -> str:
+        """Returns a text that is the same for the same content seen by the same encoder."""
+        return f"{self._key}/{self._digest(item)}"
 
     def count(self, item: Files | None) -> int:
         """Returns how many placeholders an item has: one, or one a chunk."""
@@ -100,7 +110,7 @@ class MediaFeatures:
         return distinct[torch.tensor([at for digest in digests for at in places[digest]], device=self._device)]
 
     def _encode(self, rows: Tensor) -> Tensor:
-        return self._model.encode(self._view, rows.to(self._device)).to(torch.float16).cpu()
+        return self._model.encode(self._view, rows.to(self._device, self._dtype)).to(torch.float16).cpu()
 
     def _digest(self, item: Files | None) -> str:
         if item not in self._digests:
@@ -146,10 +156,16 @@ class MediaFeatures:
 
 
 def features_by_view(
-    model: MediaEncoder, transforms: Mapping[str, Transform], device: torch.device, folder: Path | None
+    model: MediaEncoder,
+    transforms: Mapping[str, Transform],
+    device: torch.device,
+    folder: Path | None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, MediaFeatures]:
     """Returns a cache for each way the model looks at media."""
-    return {view: MediaFeatures(model, view, transform, device, folder) for view, transform in transforms.items()}
+    return {
+        view: MediaFeatures(model, view, transform, device, folder, dtype) for view, transform in transforms.items()
+    }
 
 
 def _read(item: Files) -> Item:

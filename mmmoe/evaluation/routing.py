@@ -138,12 +138,15 @@ def routing_shares(
     return tuple(shares)
 
 
-def judge_routing(subject: Subject, spec: EvaluationSpec, out_folder: Path) -> list[RoutingScore]:
+def judge_routing(
+    subject: Subject, spec: EvaluationSpec, out_folder: Path, cache: Path | None = None
+) -> list[RoutingScore]:
     """Holds the model's own routing against the labels by loss, and writes `routing.json`; collective."""
     assert subject.guide is not None
     scores = []
     for benchmark in spec.benchmarks:
-        asked = [question for question in load_questions(benchmark, spec.routing_labels) if question.image is not None]
+        exam = load_questions(benchmark, spec.routing_labels, cache)
+        asked = [question for question in exam.questions if question.image is not None]
         mine = share(asked)
         found = list(zip(_predicted(subject, mine, False), answer_losses(subject, mine), strict=True))
         everything = joined(found)

@@ -5,49 +5,39 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from mmmoe import dist
 from mmmoe.config.ids import IGNORE_ID, LETTERS_VIEW, MEDIA_IDS
 from mmmoe.data.media import KINDS, kind_of
-from mmmoe.data.record import Turn
 from mmmoe.data.transform import Transform
-from mmmoe.evaluation.media import Files, features_by_view
+from mmmoe.engine.precision import cast_inputs
+from mmmoe.evaluation.media import features_by_view
 from mmmoe.evaluation.protocol import Model, QuestionGuide, Template
 from mmmoe.evaluation.questions import Question
+from mmmoe.evaluation.responses import Response, Responses, key_of
+from mmmoe.evaluation.sequences import Row, padded, turns_of
 
-MARK_ORDER = ("image", "speech", "audio", "video")
+T = TypeVar("T")
 TaskRule = Callable[[str, bool], int]
 """From a question and whether a picture is asked for to the number of its task, of families that tell tasks apart."""
 Advance = Callable[[float], None]
 """Told how many questions (or parts of one) were just answered."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One sequence to run: a question with one of its choices, or its prompt alone."""
-
-    question: int
-    choice: int
-    input_ids: list[int]
-    labels: list[int]
-    media: Mapping[str, Files | None]
-    """By view, the items that the ids still have a placeholder for; None: the blank one."""
-    beside: Mapping[str, Tensor]
-    """By view, what goes with an item besides."""
-    task: int = -1
-    """Number of the answer's task (`config/ids.TASKS`)."""
-
-
 class Subject:
-    """Answers questions in batches of like length; every distinct file is encoded once.
+    """Answers questions in batches of like length; every distinct file is encoded once."""
 
-    `cache` is a folder where tower features are kept from one run to the next; without it they stay in memory.
-    """
+    responses: Responses | None = None
+    """What it answered before and need not be asked again; set for the time of an evaluation."""
+    recalled: float = 0.0
+    """Questions (or parts of one) that were answered from there since somebody set this to 0."""
 
     def __init__(
         self,
@@ -60,14 +50,35 @@ class Subject:
         cache: Path | None = None,
         guide: QuestionGuide | None = None,
         task: TaskRule | None = None,
+        key: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        in_step: bool = False,
     ) -> None:
+        """Takes a model as it is.
+
+        Args:
+            model: who answers.
+            template: how it is asked.
+            transforms: by view, how it is shown media.
+            device: where it is.
+            batch: sequences it is given at once.
+            cache: a folder where tower features are kept from one run to the next; without it they stay in memory.
+            guide: chooses the views of an image.
+            task: tells tasks apart.
+            key: names the model's weights; None: they are still changing, so no answer is kept.
+            dtype: the format that it computes in.
+            in_step: every process must run the model as often as all others, since they hold parts of it together.
+        """
         self.batch = batch
+        self.key = key
+        self.in_step = in_step
         self.decoding: dict[str, Any] = {}
         """How answers are generated, where not greedily: beams and repetition_penalty."""
         self._model = model
         self._template = template
-        self._device = device
-        self._features = features_by_view(model, transforms, device, cache)
+        self.device = device
+        self._dtype = dtype
+        self._features = features_by_view(model, transforms, device, cache, dtype)
         self.guide = guide
         self._task = task
 
@@ -79,7 +90,7 @@ class Subject:
     def prompt_hash(self, question: Question, draws: bool = False) -> str:
         """Returns a digest of the prompt's ids; it changes with the template, the tokenizer and the wording."""
         prompt = self._template.prompt_to_draw if draws else self._template.prompt
-        return hashlib.sha256(repr(prompt(_turns(question))).encode()).hexdigest()
+        return hashlib.sha256(repr(prompt(turns_of(question))).encode()).hexdigest()
 
     def score(
         self, questions: Sequence[Question], blind: bool = False, advance: Advance | None = None
@@ -89,23 +100,14 @@ class Subject:
         The end-of-answer token is one of them, so a choice that begins another does not win by being short. A choice
         whose answer was cut off by the longest sequence gets -inf rather than the advantage of having fewer tokens.
         """
-        rows: list[_Row] = []
-        for index, question in enumerate(questions):
-            for choice, text in enumerate(question.choices):
-                encoded = self._template.encode(_turns(question, text))
-                rows.append(self._row(index, choice, encoded.input_ids, encoded.labels, question, blind))
-        scores = [[0.0] * len(question.choices) for question in questions]
-        with self._answering():
-            for part in self._batches(rows):
-                expected = [sum(label != IGNORE_ID for label in row.labels) for row in part]
-                output = self._model(**self._inputs(part, pad_left=False, with_labels=True))
-                nll, targets = output.nll_B.float().tolist(), output.num_targets_B.tolist()
-                for row, loss, seen, wanted in zip(part, nll, targets, expected, strict=True):
-                    is_whole = wanted > 0 and seen == wanted
-                    scores[row.question][row.choice] = -loss if is_whole else float("-inf")
-                    if advance is not None:
-                        advance(1.0 / len(questions[row.question].choices))
-        return scores
+        rows: list[Row] = []
+        for question in questions:
+            for text in question.choices:
+                encoded = self._template.encode(turns_of(question, text))
+                rows.append(self._row(len(rows), encoded.input_ids, encoded.labels, question, blind))
+        shares = [1.0 / len(question.choices) for question in questions for _ in question.choices]
+        scores = iter(self._answers(rows, ["score"], self._likelihoods, advance, shares))
+        return [[float(next(scores)) for _ in question.choices] for question in questions]
 
     def generate(
         self,
@@ -115,26 +117,16 @@ class Subject:
         advance: Advance | None = None,
     ) -> list[str]:
         """Returns the greedy answer to each question, special tokens removed."""
-        rows: list[_Row] = []
-        for index, question in enumerate(questions):
-            input_ids = self._template.prompt(_turns(question))
-            rows.append(self._row(index, 0, input_ids, [IGNORE_ID] * len(input_ids), question, blind))
-        tokenizer = self._template.tokenizer
-        answers = [""] * len(questions)
-        with self._answering():
-            for part in self._batches(rows):
-                ids = self._model.generate(
-                    **self._inputs(part, pad_left=True, with_labels=False),
-                    max_new_tokens=max_new_tokens,
-                    eos_id=tokenizer.eos_token_id,
-                    pad_id=tokenizer.pad_token_id,
-                    **self.decoding,
-                )
-                for row, answer in zip(part, ids, strict=True):
-                    answers[row.question] = tokenizer.decode(answer, skip_special_tokens=True).strip()
-                if advance is not None:
-                    advance(len(part))
-        return answers
+        rows: list[Row] = []
+        for question in questions:
+            input_ids = self._template.prompt(turns_of(question))
+            rows.append(self._row(len(rows), input_ids, [IGNORE_ID] * len(input_ids), question, blind))
+
+        def ask(part: list[Row]) -> list[str]:
+            return self._words(part, max_new_tokens)
+
+        how = ["generate", max_new_tokens, self.decoding]
+        return [str(text) for text in self._answers(rows, how, ask, advance)]
 
     def draw(
         self,
@@ -147,34 +139,102 @@ class Subject:
         advance: Advance | None = None,
     ) -> list[Tensor]:
         """Returns the picture (3, H, W), values 0 to 1, that each question asks for, one seed a question."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         letters = self._template.letters
         for index, question in enumerate(questions):
-            input_ids = self._template.prompt_to_draw(_turns(question))
-            row = self._row(index, 0, input_ids, [IGNORE_ID] * len(input_ids), question, blind, draws=True)
+            input_ids = self._template.prompt_to_draw(turns_of(question))
+            row = self._row(index, input_ids, [IGNORE_ID] * len(input_ids), question, blind, draws=True)
             asked = {} if letters is None else {LETTERS_VIEW: letters.padded(input_ids)[None]}
             rows.append(replace(row, beside={**row.beside, **asked}))
-        drawn: dict[int, Tensor] = {}
+
+        def ask(part: list[Row]) -> list[Tensor]:
+            inputs = self._inputs(part, pad_left=True, with_labels=False)
+            own = [seeds[row.place] for row in part]
+            return list(self._model.draw(**inputs, steps=steps, guidance=guidance, seeds=own).cpu())
+
+        # A picture is far larger than words, and lies in its file already: only words are kept.
+        return self._answers(rows, None, ask, advance)
+
+    def _likelihoods(self, part: list[Row]) -> list[float]:
+        """Returns the log-likelihood of the labelled tokens of each row, -inf where some were cut off."""
+        expected = [sum(label != IGNORE_ID for label in row.labels) for row in part]
+        output = self._model(**self._inputs(part, pad_left=False, with_labels=True))
+        nll, targets = output.nll_B.float().tolist(), output.num_targets_B.tolist()
+        return [
+            -loss if wanted > 0 and seen == wanted else float("-inf")
+            for loss, seen, wanted in zip(nll, targets, expected, strict=True)
+        ]
+
+    def _words(self, part: list[Row], max_new_tokens: int) -> list[str]:
+        """Returns what is generated after each row."""
+        tokenizer = self._template.tokenizer
+        end = tokenizer.eos_token_id
+        ids = self._model.generate(
+            **self._inputs(part, pad_left=True, with_labels=False),
+            max_new_tokens=max_new_tokens,
+            # Whoever has to stay in step goes on to the last token, whatever it says.
+            eos_id=None if self.in_step else end,
+            pad_id=tokenizer.pad_token_id,
+            **self.decoding,
+        )
+        if self.in_step:
+            ids = [list(takewhile(lambda token: token != end, answer)) for answer in ids]
+        return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+
+    def _answers(
+        self,
+        rows: list[Row],
+        how: Sequence[object] | None,
+        ask: Callable[[list[Row]], Sequence[T]],
+        advance: Advance | None = None,
+        shares: Sequence[float] | None = None,
+    ) -> list[T]:
+        """Returns the answer to each row: one that is known already, or what `ask` says of batches.
+
+        Args:
+            rows: what is asked, in the order of their places.
+            how: what an answer depends on besides; None: answers are not kept.
+            ask: runs the model.
+            advance: is told.
+            shares: what part of a question each row is; None: a whole one.
+        """
+        found: list[T | None] = [None] * len(rows)
+        responses = self.responses if how is not None else None
+        keys = [] if responses is None else [self._key(row, how) for row in rows]
+        if responses is not None:
+            found = [cast("T | None", responses.get(key)) for key in keys]
+        tell, parts = advance or (lambda amount: None), shares or [1.0] * len(rows)
+        wanted = [row for row in rows if found[row.place] is None]
+        known = sum(parts[row.place] for row in rows if found[row.place] is not None)
+        self.recalled += known
+        tell(known)
         with self._answering():
-            for part in self._batches(rows):
-                inputs = self._inputs(part, pad_left=True, with_labels=False)
-                own = [seeds[row.question] for row in part]
-                pixels = self._model.draw(**inputs, steps=steps, guidance=guidance, seeds=own)
-                drawn.update(zip([row.question for row in part], pixels.cpu(), strict=True))
-                if advance is not None:
-                    advance(len(part))
-        return [drawn[index] for index in range(len(questions))]
+            for part in self._batches(wanted):
+                new = {row.place: answer for row, answer in zip(part, ask(part), strict=True)}
+                if responses is not None:
+                    responses.keep({keys[place]: cast(Response, answer) for place, answer in new.items()})
+                tell(sum(parts[place] for place in new if found[place] is None))
+                for place, answer in new.items():
+                    found[place] = answer
+        return cast("list[T]", found)
+
+    def _key(self, row: Row, how: Sequence[object] | None) -> str:
+        """Returns the name of a row's answer."""
+        media = {view: self._features[view].name(item) for view, item in row.media.items()}
+        beside = {view: tensor.tolist() for view, tensor in row.beside.items()}
+        targets = [label != IGNORE_ID for label in row.labels].count(True)
+        setting = [self.device.type, str(self._dtype), how]
+        return key_of(self.key, setting, row.input_ids, targets, media, beside, row.task)
 
     def _row(
         self,
-        index: int,
-        choice: int,
+        place: int,
         input_ids: list[int],
         labels: list[int],
         question: Question,
         blind: bool,
         draws: bool = False,
-    ) -> _Row:
+    ) -> Row:
         # The template may have cut a placeholder off; what is gone is not encoded.
         kept = {kind: item for kind, item in question.media.items() if MEDIA_IDS[kind] in input_ids}
         for kind in kept:
@@ -194,9 +254,9 @@ class Subject:
             if view in views and kind_of(view) in kept
         }
         task = -1 if self._task is None else self._task(question.text, draws)
-        return _Row(index, choice, input_ids, labels, media, beside, task)
+        return Row(place, input_ids, labels, media, beside, task)
 
-    def _with_chunks(self, row: _Row) -> _Row:
+    def _with_chunks(self, row: Row) -> Row:
         """Returns the row with the placeholder of a sound once a chunk."""
         counts = {
             MEDIA_IDS[view]: self._features[view].count(item) for view, item in row.media.items() if view in KINDS
@@ -217,55 +277,39 @@ class Subject:
         finally:
             self._model.train(was_training)
 
-    def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
-        """Yields rows of like length together, the longest first (memory runs out at once or never)."""
+    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Yields rows of like length together, the longest first (memory runs out at once or never).
+
+        In step, a process that is done before others repeats its last row until they are.
+        """
         for view, features in self._features.items():
             features.prepare(row.media[view] for row in rows if view in row.media)
         rows = [self._with_chunks(row) for row in rows]
-        order = sorted(rows, key=lambda row: (-len(row.input_ids), row.question, row.choice))
-        for start in range(0, len(order), self.batch):
-            yield order[start : start + self.batch]
+        order = sorted(rows, key=lambda row: (-len(row.input_ids), row.place))
+        parts = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
+        most = max(cast("list[int]", dist.gather_objects(len(parts)))) if self.in_step else len(parts)
+        yield from parts
+        for _ in range(most - len(parts)):
+            yield order[-1:]
 
-    def _inputs(self, rows: list[_Row], *, pad_left: bool, with_labels: bool) -> dict[str, Any]:
+    def _inputs(self, rows: list[Row], *, pad_left: bool, with_labels: bool) -> dict[str, Any]:
         """Returns the model's keyword arguments for some rows."""
-        longest = max(len(row.input_ids) for row in rows)
-        pad_id = self._template.tokenizer.pad_token_id
-        input_ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
-        attention_mask_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
-        labels_BT = torch.full((len(rows), longest), IGNORE_ID, dtype=torch.int64)
-        for at, row in enumerate(rows):
-            length = len(row.input_ids)
-            span = slice(longest - length, longest) if pad_left else slice(0, length)
-            input_ids_BT[at, span] = torch.tensor(row.input_ids)
-            attention_mask_BT[at, span] = True
-            if with_labels:
-                labels_BT[at, span] = torch.tensor(row.labels)
+        input_ids_BT, attention_mask_BT, labels_BT = padded(rows, self._template.tokenizer.pad_token_id, left=pad_left)
         items = {view: [row.media[view] for row in rows if view in row.media] for view in self._features}
         found = {view: self._features[view].features(wanted) for view, wanted in items.items() if wanted}
         beside = {
-            view: torch.cat([row.beside[view] for row in rows if view in row.beside]).to(self._device)
+            view: torch.cat([row.beside[view] for row in rows if view in row.beside]).to(self.device)
             for view in sorted({view for row in rows for view in row.beside})
         }
         inputs: dict[str, Any] = {
-            "input_ids_BT": input_ids_BT.to(self._device),
-            "attention_mask_BT": attention_mask_BT.to(self._device),
+            "input_ids_BT": input_ids_BT.to(self.device),
+            "attention_mask_BT": attention_mask_BT.to(self.device),
             "features": found or None,
         }
         if beside:
             inputs["media"] = beside
         if any(row.task >= 0 for row in rows):
-            inputs["task_B"] = torch.tensor([row.task for row in rows], device=self._device)
+            inputs["task_B"] = torch.tensor([row.task for row in rows], device=self.device)
         if with_labels:
-            inputs["labels_BT"] = labels_BT.to(self._device)
-        return inputs
-
-
-def _turns(question: Question, answer: str | None = None) -> tuple[Turn, ...]:
-    """Returns the dialogue, each item's mark on a line before the text unless the question places it itself.
-
-    For one image that is LLaVA's wording; Uni-MoE's order is image, sound, video.
-    """
-    marks = [KINDS[kind].mark for kind in MARK_ORDER if kind in question.media]
-    text = "\n".join([*(mark for mark in marks if mark not in question.text), question.text])
-    human = Turn("human", text)
-    return (human,) if answer is None else (human, Turn("gpt", answer))
+            inputs["labels_BT"] = labels_BT.to(self.device)
+        return cast_inputs(inputs, self._dtype)

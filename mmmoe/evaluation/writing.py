@@ -39,10 +39,10 @@ def is_same(written: str, wanted: str) -> bool:
 
 
 def contains(prediction: str, references: Sequence[str]) -> bool:
-    """Says whether an answer contains a right one, in lower case.
+    """Says whether an answer contains a right one, both stripped and in lower case.
 
     As released, periods go from the prediction alone, so a right answer with a period is never found. The measure
     favours long answers: compare it with itself only.
     """
-    answer = prediction.lower().replace(".", "")
-    return any(reference.lower() in answer for reference in references)
+    answer = prediction.strip().lower().replace(".", "")
+    return any(reference.strip().lower() in answer for reference in references)

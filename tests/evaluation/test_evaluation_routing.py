@@ -32,7 +32,7 @@ def benchmark(benchmark_file):
 
 @pytest.fixture
 def questions(benchmark):
-    return load_questions(benchmark)
+    return load_questions(benchmark).questions
 
 
 def spec_of(benchmark, **changes):

@@ -16,12 +16,12 @@ def test_fields_order_and_defaults(benchmark_file):
             {"id": "x", "image": None, "question": "q2", "answer": "b", "choices": ["a", "b"], "domain": "general"},
         ]
     )
-    first, second = load_questions(spec(path))
+    first, second = load_questions(spec(path)).questions
     assert (first.id, first.text, first.answer, first.choices) == ("7", "q1", "a", ("a", "b"))
     assert first.image == path.parent / "3.png"
     assert (first.domain, second.domain) == ("charts", "general")
     assert second.image is None
-    assert load_questions(spec(path), limit=1) == [first]
+    assert load_questions(spec(path), limit=1).questions == [first]
 
 
 def test_every_wrong_line_is_told_at_once(benchmark_file):

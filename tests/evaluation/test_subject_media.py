@@ -148,7 +148,7 @@ def test_files_of_every_kind_in_a_benchmark(tmp_path):
     ]
     (tmp_path / "b.jsonl").write_text("\n".join(lines))
     spec = BenchmarkSpec(name="b", file=str(tmp_path / "b.jsonl"), kind="short_answer", max_new_tokens=30)
-    first, second = load_questions(spec)
+    first, second = load_questions(spec).questions
     assert first.media == {"speech": tmp_path / "a.wav"}
     assert second.media == {"video": (tmp_path / "f.png", tmp_path / "f.png")}
     row = evaluate(subject_of(MediaModel()), EvaluationSpec(benchmarks=[spec]), tmp_path / "out", "trained")[0]

@@ -74,3 +74,10 @@ def case(request: pytest.FixtureRequest) -> GoldenCase:
     tensors = folder / f"{request.param}.safetensors"
     meta = json.loads((folder / f"{request.param}.json").read_text())
     return GoldenCase(request.param, load_file(tensors) if tensors.exists() else {}, meta)
+
+
+@pytest.fixture
+def lines(request: pytest.FixtureRequest, case: GoldenCase) -> list[dict[str, Any]]:
+    """The text cases beside the golden case's JSON."""
+    text = (golden_folder(request.config) / f"{case.name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

@@ -29,7 +29,7 @@ def judge(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def questions(run):
-    asked = load_questions(run.evaluation.benchmarks[0])
+    asked = load_questions(run.evaluation.benchmarks[0]).questions
     longer = [replace(q, id=f"long{q.id}", text=f"{q.text} say it, and why, in one word") for q in asked[::2]]
     text = [replace(q, id=f"text{q.id}", image=None) for q in asked[:2]]
     placed = [replace(q, id=f"placed{q.id}", text=f"what is on <image> here? {q.id}") for q in asked[:3]]

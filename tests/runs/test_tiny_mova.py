@@ -174,7 +174,7 @@ def test_fine_tuning_leaves_the_routing_as_it_was(run):
     for stage in STAGES[2:]:
         model, heritage = rebuild(run / "stages" / stage / "final")
         subjects.append(subject_of(model, heritage, run / "nothing"))
-    questions = load_questions(RunFolder.open(run).spec().evaluation.benchmarks[0])
+    questions = load_questions(RunFolder.open(run).spec().evaluation.benchmarks[0]).questions
     prompt = subjects[0].guide.prompt
     passes = [replace(q, text=prompt(q.text), routing=None, choices=("A", "B, C", "none")) for q in questions]
     before, after = ((subject.score(passes), subject.generate(passes, ANSWER_TOKENS)) for subject in subjects)

@@ -49,3 +49,19 @@ def test_a_folder_that_is_not_what_is_declared_and_a_missing_chat_template(tmp_p
 
 def test_a_folder_that_fits_is_not_complained_about(tmp_path):
     assert [line for line in told(language_folder(tmp_path), None, "vicuna_v1") if "align" not in line] == []
+
+
+def test_files_of_benchmarks_that_are_not_there(tmp_path):
+    (tmp_path / "q.json").touch()
+    form = f"{{by: id, file: {tmp_path}/a.json}}"
+    overrides = [
+        f"evaluation.benchmarks.0.file=[{tmp_path}/q.json]",
+        f"evaluation.benchmarks.0.fields={{join: {form}}}",
+        f"evaluation.benchmarks.1.file={tmp_path}/t-*.parquet",
+    ]
+    found = list(problems(load(project_root() / "configs/llava_mole_tiny.yaml", RunSpec, overrides)))
+    told = [line for line in found if line.startswith("evaluation.benchmarks.name")][:2]
+    assert told == [
+        f"evaluation.benchmarks.{name}: no file at {tmp_path}/{file}; get the data or correct `file`"
+        for name, file in (("name_of_four", "a.json"), ("name", "t-*.parquet"))
+    ]

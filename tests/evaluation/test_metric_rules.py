@@ -1,0 +1,141 @@
+"""Rules that no golden case covers: our exact match, letters, whole words, boxes, VQA's corner cases, the tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmmoe.evaluation.metrics.exact import is_correct, normalise
+from mmmoe.evaluation.metrics.metric import Item, total
+from mmmoe.evaluation.metrics.options import leading_letter, mmbench_letter
+from mmmoe.evaluation.metrics.registry import METRICS
+from mmmoe.evaluation.metrics.treebank import tokens
+from mmmoe.evaluation.metrics.vqa import agreement
+from mmmoe.evaluation.metrics.words import holds
+
+
+def one(name, prediction, *answers, choices=()):
+    (verdict,) = METRICS[name].judge([prediction], [Item("1", answers, choices)])
+    return verdict.score
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "right"),
+    [
+        ("Yes.", "yes", True),
+        ("  two   dogs ", "Two dogs!", True),
+        ("", "", False),
+        ("no", "yes", False),
+        ("<", ">", False),
+        ("<", "<", True),
+        ("", "<", False),
+        ("1,000", "1000", True),
+    ],
+)
+def test_exact_match_after_normalisation(prediction, answer, right):
+    assert is_correct(prediction, answer) is right
+    assert one("exact", prediction, "something else", answer) == right
+
+
+def test_normalise():
+    assert normalise(" The  RED, car. ") == "the red car"
+
+
+def test_a_choice_is_its_very_text():
+    assert one("choice", "A dog", "A dog") == 1.0
+    assert one("choice", "a dog", "A dog") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [("B", "B"), ("b", "B"), ("B.", "B"), ("(B)", "B"), ("B) a dog", "B"), ("**B**", "B"), ("B: a dog", "B"),
+     ("a dog", "B"), ("A dog.", "B"), ("A cat and a dog", None), ("E", None), ("", None), ("Because", None)],
+)  # fmt: skip
+def test_leading_letter(answer, letter):
+    assert leading_letter(answer, ("a cat", "a dog", "a cow")) == letter
+
+
+def test_the_right_option_is_named_by_text_or_letter():
+    assert one("letters", "B", "two", choices=("one", "two")) == 1.0
+    assert one("letters", "B", "b", choices=("one", "two")) == 1.0
+    assert one("letters", "D", "D") == 1.0
+    # Texts that are letters themselves: the text is meant.
+    assert one("letters", "A", "B", choices=("B", "A")) == 1.0
+
+
+def test_a_declared_letter_counts_where_the_lone_letter_is_too_early():
+    long = "The correct answer is **B**, because one of the others is plainly wrong here"
+    assert mmbench_letter(long, ("w", "x", "y", "z")) == "B"
+    assert mmbench_letter("B is what I believe to be the one that is right", ("ww", "xx", "yy", "zz")) is None
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "right"),
+    [("He is playing a guitar.", "guitar", True), ("two men", "2 men", True), ("catalogue", "cat", False),
+     ("the dog", "a", False), ("(", "(", False)],
+)  # fmt: skip
+def test_whole_words(prediction, answer, right):
+    assert holds(prediction, answer) is right
+
+
+def test_tiny_lvlm_sums_abilities_whose_data_sets_weigh_alike():
+    rows = [("a/x", 1), ("a/x", 1), ("a/x", 0), ("a/x", 0), ("a/y", 1), ("b/z", 0), ("b/z", 1), ("b/z", 1), ("b/z", 1)]
+    items = [Item(str(n), ("yes",), category=category) for n, (category, _) in enumerate(rows)]
+    metric = METRICS["tiny_lvlm"]
+    verdicts = metric.judge(["yes" if right else "no" for _, right in rows], items)
+    sums = total(metric.counts(items, verdicts))
+    assert float(metric.headline(sums)) == pytest.approx((0.5 + 1.0) / 2 + 0.75)
+    assert float(metric.measures(sums)["a"]) == 0.75
+
+
+def test_location():
+    assert one("location", "[10, 10, 50, 50]", "10 10 50 52") == 1.0
+    assert one("location", "nowhere", "10 10 50 52") == 0.0
+
+
+def test_agreement_is_the_closed_form_for_ten_people():
+    """k of ten agree: k of the left-out answers leave k - 1, the others k."""
+    for k in range(11):
+        want = (k * min(1, max(0, k - 1) / 3) + (10 - k) * min(1, k / 3)) / 10
+        assert agreement("x", ["x"] * k + ["y"] * (10 - k)) == pytest.approx(want)
+
+
+def test_spellings_of_vqa_differ_in_possessives():
+    assert one("vqa", "dog 's", *["The dog's"] * 10) == 1.0
+    assert one("vqa_v2", "dog 's", *["The dog's"] * 10) == 0.0
+    assert one("vqa_v2", "Dog's", *["The dog's"] * 10) == 1.0
+
+
+def test_a_okvqa_leaves_nobody_out_and_spells_nothing():
+    assert one("a_okvqa", "Dog", *["dog"] * 10) == 0.0
+    assert one("a_okvqa", "dog", *["dog"] * 2, *["cat"] * 8) == pytest.approx(2 / 3)
+
+
+def test_mean_f1_of_popes_splits():
+    rows = [("random", "yes", "yes"), ("random", "no", "no"), ("popular", "yes", "no"), ("popular", "no", "no")]
+    items = [Item(str(n), (label,), category=split) for n, (split, label, _) in enumerate(rows)]
+    metric = METRICS["pope"]
+    sums = total(metric.counts(items, metric.judge([said for *_, said in rows], items)))
+    measures = metric.measures(sums)
+    assert float(metric.headline(sums)) == 0.5
+    assert (float(measures["random f1"]), float(measures["popular f1"])) == (1.0, 0.0)
+    assert float(measures["f1"]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("A man's dog isn't here, can't you see? They'll go.", "a man 's dog is n't here ca n't you see they 'll go"),
+        ("Mr. Smith's black-and-white U.S. flag", "mr. smith 's black-and-white u.s. flag"),
+        ("10:30 a.m. on 12/25/2001", "10:30 a.m. on 12/25/2001"),
+        ("1,000.50 dollars $5 5% #1", "1,000.50 dollars $ 5 5 % # 1"),
+        (
+            "a man,a dog; [one] and/or -- \u201ctwo\u201d",
+            "a man a dog -lsb- one -rsb- and/or two",
+        ),
+        ("cannot gonna 'tis o'clock the '90s", "can not gon na 't is o'clock the '90s"),
+        ("wow!!! plan B. Then 8 ft. \U0001f600 caf\u00e9", "wow !!! plan b then 8 ft. caf\u00e9"),
+    ],
+)
+def test_tokens_are_those_of_the_stanford_tokenizer(text, want):
+    """What stanford-corenlp 3.4.1 (in pycocoevalcap 1.2) gives for these texts."""
+    assert tokens(text) == want

@@ -78,10 +78,24 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 
 @app.command(name="eval")
 def evaluate(folder: Folder, overrides: Overrides = None) -> None:
-    """Evaluate a run, or one finished stage's folder, by the run's `evaluation` with overrides."""
+    """Evaluate a run, or one finished stage's folder, by its `evaluation` or `suite=FILE`, with overrides."""
     from mmmoe.stages.evaluate import evaluate_again
 
     evaluate_again(folder, overrides or [])
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="a run folder, or an evaluation's")],
+    second: Annotated[Path, typer.Argument(help="another")],
+    benchmarks: Annotated[list[str] | None, typer.Argument(help="names of benchmarks; all that both have")] = None,
+) -> None:
+    """Compare two evaluated runs question by question: difference, interval, p, and where they part."""
+    from mmmoe.evaluation.compare import compare as compare_evaluations
+    from mmmoe.evaluation.compare import comparison_table
+
+    rows = compare_evaluations(first, second, benchmarks or [])
+    console.print(comparison_table(rows, first.name, second.name))
 
 
 @app.command()

@@ -11,6 +11,7 @@ import pytest
 
 from mmmoe.config.load import load
 from mmmoe.data.spec import MixtureSpec
+from mmmoe.evaluation.paper_scores import PaperScoresSpec
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
 from mmmoe.models.spec import ModelSpec
 from mmmoe.stages.experiment import ExperimentSpec
@@ -23,6 +24,7 @@ SPECS = {
     "configs/experiments/*.yaml": ExperimentSpec,
     "configs/evaluation/*.yaml": EvaluationSpec,
     "configs/benchmarks/*.yaml": BenchmarkSpec,
+    "configs/benchmarks/published/*.yaml": PaperScoresSpec,
     "data/mixtures/*.yaml": MixtureSpec,
     "models/*/*.yaml": ModelSpec,
 }

@@ -59,7 +59,7 @@ def value_of(row: Mapping[str, Any], source: str) -> Any:
             if isinstance(value, str) and (form or "").endswith("d") and value.strip().isdigit():
                 value = int(value)
             if not form:
-                text += as_text(value)
+                text += as_text(value, name)
                 continue
             try:
                 text += format(value, form)
@@ -94,8 +94,12 @@ def is_empty(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-def as_text(value: Any) -> str:
+def as_text(value: Any, column: str = "") -> str:
     """Returns a cell as text, empty where it holds nothing.
+
+    Args:
+        value: What the cell holds.
+        column: What to call it in messages.
 
     Raises:
         ValueError: It is neither a text nor a number.
@@ -106,23 +110,31 @@ def as_text(value: Any) -> str:
         return value
     if isinstance(value, bool | int | float):
         return str(value)
-    raise ValueError(f"a text is wanted, got {value!r:.80}")
+    raise ValueError(f"{_named(column)}a text is wanted, got {value!r:.80}")
 
 
-def as_texts(value: Any) -> tuple[str, ...]:
+def _named(column: str) -> str:
+    return f"column {column!r}: " if column else ""
+
+
+def as_texts(value: Any, column: str = "") -> tuple[str, ...]:
     """Returns a list column's texts.
+
+    Args:
+        value: What the cell holds.
+        column: What to call it in messages.
 
     Raises:
         ValueError: It is no list, nor a text that is one in Python's or numpy's writing.
     """
     if isinstance(value, str):
-        value = parse_list(value)
+        value = parse_list(value, column)
     if not isinstance(value, list | tuple):
-        raise ValueError(f"a list is wanted, got {value!r:.80}")
-    return tuple(as_text(entry) for entry in value)
+        raise ValueError(f"{_named(column)}a list is wanted, got {value!r:.80}")
+    return tuple(as_text(entry, column) for entry in value)
 
 
-def parse_list(text: str) -> list[Any]:
+def parse_list(text: str, column: str = "") -> list[Any]:
     """Returns the list that a text writes, with or without commas (numpy leaves them out).
 
     Raises:
@@ -136,8 +148,8 @@ def parse_list(text: str) -> list[Any]:
             return [ast.literal_eval(token) for token in tokens]
         try:
             value = ast.literal_eval(body)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             value = None
         if isinstance(value, list | tuple):
             return list(value)
-    raise ValueError(f"a list is wanted, got {text!r:.80}")
+    raise ValueError(f"{_named(column)}a list is wanted, got {text!r:.80}")

@@ -26,6 +26,8 @@ def parse_line(line: str) -> tuple[OwnRow, list[str]]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return {}, [f"not JSON ({error.msg} at column {error.colno})"]
+    except (ValueError, RecursionError) as error:
+        return {}, [f"not read as JSON ({error})"]
     if not isinstance(row, dict):
         return {}, [f"expected an object, got {type(row).__name__}"]
     problems = [f"field {name!r} is missing" for name in ("id", "question") if name not in row]

@@ -18,6 +18,9 @@ from mmmoe.evaluation.prompts import letter
 from mmmoe.evaluation.spec import BoxSpec, FieldsSpec
 from mmmoe.evaluation.tables import TableRow
 
+LONGEST_NAME = 255
+"""Bytes in the name of a file."""
+
 
 class Translator:
     """Turns rows of one benchmark into our own form."""
@@ -76,7 +79,7 @@ class Translator:
         def take(name: str, get: Any, *args: Any) -> None:
             try:
                 own[name] = get(*args)
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 problems.append(str(error))
 
         take("id", self._id, values, suffix)
@@ -95,7 +98,7 @@ class Translator:
         return own, problems
 
     def _id(self, values: Mapping[str, Any], suffix: str) -> str:
-        text = as_text(value_of(values, self._fields.id)).strip()
+        text = as_text(value_of(values, self._fields.id), self._fields.id).strip()
         if not text:
             raise ValueError(f"the id ({self._fields.id}) is empty; every question needs one")
         return text + suffix
@@ -103,7 +106,7 @@ class Translator:
     def _question(self, values: Mapping[str, Any]) -> str:
         if self._fields.question is None:
             return ""
-        text = as_text(value_of(values, self._fields.question))
+        text = as_text(value_of(values, self._fields.question), self._fields.question)
         for words in self._fields.drop:
             text = text.replace(words, "")
         if not text.strip():
@@ -114,7 +117,7 @@ class Translator:
         """Returns a text that not every row has."""
         if source is None or any(look_up(values, name) is MISSING for name in names_in(source)):
             return ""
-        text = as_text(value_of(values, source)).strip()
+        text = as_text(value_of(values, source), source).strip()
         # What pandas writes for an empty cell, as in MMBench's files; an answer may well be that word.
         return "" if text.lower() == "nan" else text
 
@@ -132,7 +135,7 @@ class Translator:
             return ()
         if isinstance(sources, str):
             cell = look_up(values, sources)
-            return () if is_empty(cell) else as_texts(cell)
+            return () if is_empty(cell) else as_texts(cell, sources)
         texts = [self._optional(values, source) for source in sources]
         while texts and not texts[-1]:
             texts.pop()
@@ -147,8 +150,8 @@ class Translator:
             cell = value_of(values, source)
             cells = cell if isinstance(cell, list | tuple) else [cell]
             if self._fields.answer_is == "literal":
-                cells = as_texts(cell)
-            found += [self._answer(as_text(one), choices) for one in cells]
+                cells = as_texts(cell, source)
+            found += [self._answer(as_text(one, source), choices) for one in cells]
         return tuple(found)
 
     def _answer(self, text: str, choices: tuple[str, ...]) -> str:
@@ -173,9 +176,10 @@ class Translator:
         if all(is_empty(name) for name in named):
             raise ValueError(_nothing(kind))
         if kind == "video" and isinstance(named[0], list):
-            return [self._file("image", as_text(frame), folder) for frame in named[0]]
-        there = [name for name in named if (folder / as_text(name)).is_file()]
-        return self._file(kind, as_text((there or named)[0]), folder)
+            frames = [_inner_path("image", as_text(frame), folder) for frame in named[0]]
+            return [self._checked_file("image", frame) for frame in frames]
+        paths = [_inner_path(kind, as_text(name), folder) for name in named]
+        return self._checked_file(kind, next((path for path in paths if path.is_file()), paths[0]))
 
     def _inside(self, kind: str, cell: Any, identity: str) -> str:
         """Returns the file that a cell's content was written to; an earlier row's id stands for that row's."""
@@ -189,18 +193,29 @@ class Translator:
         self._pictures[identity] = path
         return path
 
-    def _file(self, kind: str, name: str, folder: Path) -> str:
-        # By the words alone: data sets are often links into a store, and whoever laid a link meant it.
-        inside = Path(os.path.normpath(name))
-        if inside.is_absolute() or inside.parts[:1] == ("..",):
-            raise ValueError(f"{kind} {name!r} lies outside the folder {folder}; correct `media` or drop the row")
-        path = folder / inside
+    def _checked_file(self, kind: str, path: Path) -> str:
+        """Returns the path; a picture that cannot be read is told, one that is not there is told with the rest."""
         if kind == "image" and path.is_file():
             if path not in self._checked:
                 self._checked[path] = _problem(path)
             if (problem := self._checked[path]) is not None:
                 raise ValueError(problem)
         return str(path)
+
+
+def _inner_path(kind: str, name: str, folder: Path) -> Path:
+    """Returns where a file lies that a column names.
+
+    Raises:
+        ValueError: It would lie outside the folder, or is no file's name.
+    """
+    # By the words alone: data sets are often links into a store, and whoever laid a link meant it.
+    path = Path(os.path.normpath(name))
+    if path.is_absolute() or path.parts[:1] == ("..",):
+        raise ValueError(f"{kind} {name!r} lies outside the folder {folder}; correct `media` or drop the row")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{kind} {name[:40]!r}... is no file's name; if the column holds it itself, leave `media` out")
+    return folder / path
 
 
 def _list(source: str | list[str] | None) -> list[str]:

@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmmoe import dist
+from mmmoe.evaluation.answers import Answer, Reply, write_answers
 from mmmoe.evaluation.clip_score import ClipJudge
 from mmmoe.evaluation.drawing import Jury, as_picture, save
+from mmmoe.evaluation.grading import Sitting, check_gradable, graded, score_row
 from mmmoe.evaluation.judge import OcrJudge
-from mmmoe.evaluation.location import is_there
-from mmmoe.evaluation.metrics.exact import is_correct, normalise
 from mmmoe.evaluation.questions import Question, load_questions
+from mmmoe.evaluation.responses import RESPONSES, Responses, folder_of
 from mmmoe.evaluation.routing import judge_routing, with_routing
-from mmmoe.evaluation.scores import ScoreRow, write_scores
-from mmmoe.evaluation.shares import joined, share, write_text
+from mmmoe.evaluation.scores import PaperScore, ScoreRow, write_scores
+from mmmoe.evaluation.shares import joined, share
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
-from mmmoe.evaluation.statistics import chance, interval, majority
 from mmmoe.evaluation.subject import Advance, Subject
-from mmmoe.evaluation.writing import contains, is_same
 from mmmoe.log import console
 
+Published = Mapping[str, Sequence[PaperScore]]
+"""By benchmark, what papers say of the family."""
 SCORES_FILE = "scores.json"
-RULES: dict[str, Callable[[str, str], bool]] = {
-    "short_answer": is_correct,
-    "contained": lambda prediction, answer: contains(prediction, [answer]),
-    "location": is_there,
-}
-"""By kind of benchmark whether a generated answer is right."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One line of a benchmark's answer file."""
-
-    id: str
-    image: str | None
-    question: str
-    answer: str
-    prediction: str
-    correct: bool
-    choices: list[str]
-    scores: list[float | None]
-    """Log-likelihood of each choice; null where the answer did not fit the longest sequence."""
-    domain: str
-    video: str | list[str] | None = None
-    speech: str | None = None
-    audio: str | None = None
-    routing: list[int] = field(default_factory=list)
-    """0 or 1 for each vision expert; empty where the model has none."""
-    drawn: str | None = None
-    """The picture that was drawn; the prediction is then what the judge reads on it."""
 
 
 def evaluate_all(
@@ -68,16 +40,18 @@ def evaluate_all(
     out_folder: Path,
     untrained: Callable[[], Subject] | None = None,
     cache: Path | None = None,
+    published: Published | None = None,
 ) -> list[ScoreRow]:
     """Returns the rows of all variants the spec asks for: trained, blind and, when it can be built, untrained."""
     jury = _jury(trained, spec)
-    rows = evaluate(trained, spec, out_folder, "trained", jury=jury, cache=cache)
-    if spec.routing_labels is not None and trained.guide is not None:
-        judge_routing(trained, spec, out_folder, cache)
     limit = min((limit for limit in (spec.limit, spec.baseline_limit) if limit), default=None)
     fewer = spec.model_copy(update={"limit": limit})
-    if spec.blind:
-        rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury, cache=cache)
+    with remembering(trained, spec, out_folder, cache):
+        rows = evaluate(trained, spec, out_folder, "trained", jury=jury, cache=cache, published=published)
+        if spec.routing_labels is not None and trained.guide is not None:
+            judge_routing(trained, spec, out_folder, cache)
+        if spec.blind:
+            rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury, cache=cache)
     if spec.untrained and untrained is not None:
         rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury, cache=cache)
     return rows
@@ -92,51 +66,80 @@ def evaluate(
     blind: bool = False,
     jury: Jury | None = None,
     cache: Path | None = None,
+    published: Published | None = None,
 ) -> list[ScoreRow]:
     """Puts every benchmark to the subject; collective, the same rows come out on every process.
 
     Writes `out_folder/<variant>/<benchmark>.jsonl` (one line an answer) and adds the rows to `out_folder/scores.json`.
+    Words and likelihoods of a subject with a key are on the disk as soon as they are there; after a kill only the rest
+    is asked, on any number of processes. Pictures are drawn again.
 
     Raises:
         ValueError: a benchmark file is wrong, or there is no judge, or nobody who draws; all is looked at before the
             first question is answered.
     """
-    exams = [(benchmark, load_questions(benchmark, cache=cache).questions) for benchmark in spec.benchmarks]
+    exams = [(benchmark, load_questions(benchmark, cache=cache)) for benchmark in spec.benchmarks]
+    for benchmark, exam in exams:
+        check_gradable(benchmark, exam.questions[: spec.limit])
     jury = jury or _jury(subject, spec)
     subject.batch = spec.batch
     if spec.beams > 1 or spec.repetition_penalty != 1.0:
         subject.decoding = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
     rows = []
-    with _progress() as progress:
-        for benchmark, questions in exams:
-            asked = questions[: spec.limit]
+    with remembering(subject, spec, out_folder, cache), _progress() as progress:
+        for benchmark, exam in exams:
+            asked = exam.questions[: spec.limit]
             task = progress.add_task(f"{variant}: {benchmark.name}", total=len(share(asked)))
 
             def advance(amount: float, task: Any = task) -> None:
                 progress.advance(task, amount)
 
             started = time.perf_counter()
-            answers, prompts = _sit(subject, benchmark, asked, spec, blind, advance, out_folder / variant, jury)
-            seconds = time.perf_counter() - started
-            if dist.rank() == 0:
-                _write_answers(out_folder / variant / f"{benchmark.name}.jsonl", answers)
-            rows.append(
-                _row(
-                    variant,
-                    benchmark,
-                    asked,
-                    answers,
-                    prompt_hash=prompts,
-                    partial=len(asked) < len(questions),
-                    resamples=spec.bootstrap,
-                    seconds=seconds,
-                    measures={} if benchmark.kind != "drawing" else _measures(jury, asked, answers),
-                )
+            told = _sit(subject, benchmark, asked, spec, blind, advance, out_folder / variant, jury)
+            sitting = Sitting(
+                variant,
+                benchmark,
+                exam.set_aside,
+                len(asked) < len(exam.questions),
+                told.prompt_hash,
+                spec.bootstrap,
+                time.perf_counter() - started,
+                told.reused,
             )
+            answers = graded(benchmark, told.questions, told.replies)
+            measures = {} if benchmark.kind != "drawing" else _measures(jury, asked, answers)
+            if dist.rank() == 0:
+                write_answers(out_folder / variant / f"{benchmark.name}.jsonl", answers)
+            row = score_row(sitting, told.questions, answers, measures)
+            rows.append(replace(row, published=list((published or {}).get(benchmark.name, ()))))
     if dist.rank() == 0:
         write_scores(out_folder / SCORES_FILE, rows)
     dist.barrier()
     return rows
+
+
+@contextmanager
+def remembering(subject: Subject, spec: EvaluationSpec, out_folder: Path, cache: Path | None) -> Iterator[None]:
+    """Inside, what the subject answered before is not asked again, and what it answers is kept.
+
+    It is kept in the cache, or, where the spec wants none, in `out_folder` until the end. A subject without a key
+    remembers nothing.
+    """
+    if subject.key is None or subject.responses is not None:
+        yield
+        return
+    stays = spec.cache and cache is not None
+    parent = (cache if stays and cache is not None else out_folder) / RESPONSES
+    subject.responses = Responses(folder_of(subject.key, parent))
+    try:
+        yield
+    finally:
+        subject.responses.close()
+        subject.responses = None
+    if not stays:
+        dist.barrier()
+        if dist.rank() == 0:
+            shutil.rmtree(parent, ignore_errors=True)
 
 
 def _jury(subject: Subject, spec: EvaluationSpec) -> Jury | None:
@@ -164,6 +167,17 @@ def _progress() -> Iterator[Progress]:
         yield progress
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What all processes together were told."""
+
+    questions: list[Question]
+    """With the routing that was chosen for each."""
+    replies: list[Reply]
+    prompt_hash: str
+    reused: int
+
+
 def _sit(
     subject: Subject,
     benchmark: BenchmarkSpec,
@@ -173,27 +187,29 @@ def _sit(
     advance: Advance,
     out_folder: Path,
     jury: Jury | None,
-) -> tuple[list[Answer], str]:
-    """Returns the answers of all processes in question order, and the digest of all prompts."""
-    mine = with_routing(subject, share(questions), spec.routing, blind)
+) -> _Told:
+    """Returns the replies to all processes in question order."""
+    mine = share(questions)
+    # In step, a process without a question answers the first one all the same, and nobody hears it.
+    asked = mine or list(questions[:1] if subject.in_step else ())
+    asked = with_routing(subject, asked, spec.routing, blind)
+    subject.recalled = 0.0
     if benchmark.kind == "drawing":
         number = {question.id: place for place, question in enumerate(questions)}
-        numbers, folder = [number[question.id] for question in mine], out_folder / benchmark.name
-        answers = _draw(subject, mine, numbers, spec, blind, advance, folder, jury)
+        numbers, folder = [number[question.id] for question in asked], out_folder / benchmark.name
+        replies = _draw(subject, asked, numbers, spec, blind, advance, folder, jury)
     elif benchmark.kind == "multiple_choice":
-        scored = subject.score(mine, blind, advance)
-        answers = [_choose(question, scores) for question, scores in zip(mine, scored, strict=True)]
+        scored = subject.score(asked, blind, advance)
+        replies = [_choose(subject, question, scores) for question, scores in zip(asked, scored, strict=True)]
     else:
-        texts = subject.generate(mine, benchmark.max_new_tokens, blind, advance)
-        is_right = RULES[benchmark.kind]
-        answers = [
-            _answer(question, text, [], is_right(text, question.answer))
-            for question, text in zip(mine, texts, strict=True)
-        ]
-    hashes = [subject.prompt_hash(question, benchmark.kind == "drawing") for question in mine]
-    everything, prompts = joined(answers), "".join(joined(hashes))
+        texts = subject.generate(asked, benchmark.max_new_tokens, blind, advance)
+        replies = [Reply(text, subject.prompt_hash(question)) for question, text in zip(asked, texts, strict=True)]
+    everything = joined(list(zip(asked, replies, strict=True))[: len(mine)])
+    reused = round(sum(joined([subject.recalled])))
     assert len(everything) == len(questions), "the process group must be joined (dist.start) before an evaluation"
-    return everything, hashlib.sha256(prompts.encode()).hexdigest()[:12]
+    prompts = "".join(reply.prompt for _, reply in everything)
+    digest = hashlib.sha256(prompts.encode()).hexdigest()[:12]
+    return _Told([question for question, _ in everything], [reply for _, reply in everything], digest, reused)
 
 
 def _draw(
@@ -205,7 +221,7 @@ def _draw(
     advance: Advance,
     folder: Path,
     jury: Jury | None,
-) -> list[Answer]:
+) -> list[Reply]:
     """Draws a picture a question, files it and returns what a judge reads on it."""
     assert spec.drawing is not None, "the spec asks for one"
     assert jury is not None, "a benchmark of drawings has one"
@@ -220,7 +236,7 @@ def _draw(
     pictures = [as_picture(one) for one in pixels]
     paths = save(pictures, questions, folder)
     return [
-        replace(_answer(question, text, [], is_same(text, question.answer)), drawn=path)
+        Reply(text, subject.prompt_hash(question, draws=True), drawn=path)
         for question, text, path in zip(questions, jury.reader.read(pictures), paths, strict=True)
     ]
 
@@ -231,69 +247,8 @@ def _measures(jury: Jury | None, questions: Sequence[Question], answers: Sequenc
     return jury.measures(questions, [one.prediction for one in answers], [str(one.drawn) for one in answers])
 
 
-def _choose(question: Question, scores: list[float]) -> Answer:
+def _choose(subject: Subject, question: Question, scores: list[float]) -> Reply:
     """Returns the most likely choice; none when no choice could be scored."""
     best = max(range(len(scores)), key=scores.__getitem__)
     prediction = question.choices[best] if math.isfinite(scores[best]) else ""
-    # A choice is one of the listed texts or it is not; only free answers are compared after normalisation.
-    return _answer(question, prediction, scores, prediction == question.answer)
-
-
-def _answer(question: Question, prediction: str, scores: list[float], is_right: bool) -> Answer:
-    return Answer(
-        id=question.id,
-        image=_named(question.image),
-        question=question.text,
-        answer=question.answer,
-        prediction=prediction,
-        correct=is_right,
-        choices=list(question.choices),
-        scores=[score if math.isfinite(score) else None for score in scores],
-        domain=question.domain,
-        video=[str(frame) for frame in question.video] if isinstance(question.video, tuple) else _named(question.video),
-        speech=_named(question.speech),
-        audio=_named(question.audio),
-        routing=list(question.routing or ()),
-    )
-
-
-def _named(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    write_text(path, "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers))
-
-
-def _row(
-    variant: str,
-    benchmark: BenchmarkSpec,
-    questions: Sequence[Question],
-    answers: Sequence[Answer],
-    *,
-    prompt_hash: str,
-    partial: bool,
-    resamples: int,
-    seconds: float,
-    measures: dict[str, float],
-) -> ScoreRow:
-    """Returns the score with what is needed to judge it."""
-    outcomes = [answer.correct for answer in answers]
-    low, high = interval(outcomes, resamples)
-    return ScoreRow(
-        variant=variant,
-        benchmark=benchmark.name,
-        domain=benchmark.domain,
-        kind=benchmark.kind,
-        n=len(answers),
-        score=sum(outcomes) / len(outcomes),
-        low=low,
-        high=high,
-        chance=chance(questions),
-        majority=majority(questions),
-        empty_share=sum(not normalise(answer.prediction) for answer in answers) / len(answers),
-        partial=partial,
-        prompt_hash=prompt_hash,
-        seconds=round(seconds, 3),
-        measures={name: round(value, 4) for name, value in measures.items()},
-    )
+    return Reply(prediction, subject.prompt_hash(question), tuple(scores))

@@ -49,15 +49,12 @@ class _Row:
 
 
 class Subject:
-    """Answers questions in batches of like length; every distinct file is encoded once.
-
-    `cache` is a folder where tower features are kept from one run to the next; without it they stay in memory.
-    """
+    """Answers questions in batches of like length; every distinct file is encoded once."""
 
     responses: Responses | None = None
     """What it answered before and need not be asked again; set for the time of an evaluation."""
-    recalled: int = 0
-    """Sequences that were answered from there since somebody set this to 0."""
+    recalled: float = 0.0
+    """Questions (or parts of one) that were answered from there since somebody set this to 0."""
 
     def __init__(
         self,
@@ -225,8 +222,9 @@ class Subject:
             found = [cast("T | None", responses.get(key)) for key in keys]
         tell, parts = advance or (lambda amount: None), shares or [1.0] * len(rows)
         wanted = [row for row in rows if found[row.place] is None]
-        self.recalled += len(rows) - len(wanted)
-        tell(sum(parts[row.place] for row in rows if found[row.place] is not None))
+        known = sum(parts[row.place] for row in rows if found[row.place] is not None)
+        self.recalled += known
+        tell(known)
         with self._answering():
             for part in self._batches(wanted):
                 new = {row.place: answer for row, answer in zip(part, ask(part), strict=True)}

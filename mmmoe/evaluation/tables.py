@@ -131,6 +131,8 @@ def _parsed(path: Path, place: str, line: str) -> TableRow:
         return _mapped(path, place, json.loads(line))
     except json.JSONDecodeError as error:
         return TableRow(path, place, problem=f"not JSON ({error.msg} at column {error.colno})")
+    except (ValueError, RecursionError) as error:
+        return TableRow(path, place, problem=f"not read as JSON ({error})")
 
 
 def _mapped(path: Path, place: str, value: Any, key: str | None = None) -> TableRow:
@@ -148,6 +150,8 @@ def _document(path: Path, rows: str | None) -> Iterator[TableRow]:
             yield from _lines(path)
             return
         raise ValueError(f"{path} is not JSON ({error.msg} in line {error.lineno}); get it anew") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not read as JSON ({error}); get it anew") from error
     if rows is not None:
         there = content if isinstance(content, dict) else {}
         content = look_up(there, rows)
@@ -173,7 +177,7 @@ def _parquet(path: Path) -> Iterator[TableRow]:
                 for values in batch.to_pylist():
                     yield TableRow(path, f"row {number}", values)
                     number += 1
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as parquet ({error}); get it anew") from error
 
 

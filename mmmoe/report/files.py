@@ -89,7 +89,7 @@ def read_run(folder: Path, benches: Sequence[Path] = ()) -> RunFiles:
     spec_text = (folder / "spec.yaml").read_text(encoding="utf-8") if (folder / "spec.yaml").is_file() else ""
     spec = yaml.safe_load(spec_text) if spec_text else None
     spec = spec if isinstance(spec, dict) else {}
-    scores = _read_list(folder / "evaluation" / "scores.json")
+    scores = _read_scores(folder / "evaluation" / "scores.json")
     stages = _read_stages(folder, [str(stage.get("name")) for stage in spec.get("stages") or []])
     if not stages and not scores:
         raise ValueError(f"{folder} has no stages/*/metrics.jsonl and no evaluation/scores.json: nothing to report yet")
@@ -119,13 +119,22 @@ def _read_list(path: Path) -> list[Row]:
     return rows
 
 
+def _read_scores(path: Path) -> list[Row]:
+    """Returns score rows; those of before metrics had names are shares of right answers."""
+    return [
+        {"metric": "", "scale": 100.0, "is_share": True, "unparsable_share": row.get("empty_share", 0.0),
+         "categories": [], "measures": {}, "set_aside": 0, "published": []} | row
+        for row in _read_list(path)
+    ]  # fmt: skip
+
+
 def _read_other_routings(folder: Path) -> dict[str, tuple[Row, ...]]:
     """Returns the scores of evaluations with another routing than the run's; quick looks are left out."""
     found = {}
     for path in sorted(folder.glob(f"{OTHER_ROUTING}*/scores.json")):
         name = path.parent.name.removeprefix(OTHER_ROUTING)
         if not name.endswith("_partial"):
-            found[name.replace("+", ", ")] = tuple(_read_list(path))
+            found[name.replace("+", ", ")] = tuple(_read_scores(path))
     return found
 
 

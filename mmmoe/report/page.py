@@ -56,7 +56,7 @@ def render(run: RunFiles, plots: list[Plot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(address=png_address, percent=_percent, number=_number, duration=duration)
+    environment.filters.update(address=png_address, percent=_percent, points=_points, number=_number, duration=duration)
     loads = [load for load in map(expert_load, run.stages) if load is not None]
     context: dict[str, Any] = {
         "run": run,
@@ -74,7 +74,7 @@ def render(run: RunFiles, plots: list[Plot]) -> str:
         "example_sets": choose_examples(run),
         "ledger_columns": _columns(run.ledger),
         "ledger": [_shown(row) for row in run.ledger],
-        "drawings": [row for row in run.scores if row.get("measures")],
+        "drawings": [row for row in run.scores if row["kind"] == "drawing" and row["measures"]],
         "is_partial": any(row.get("partial") for row in run.scores),
     }
     return environment.get_template("page.html.j2").render(context)
@@ -102,6 +102,11 @@ def _shown(row: Row) -> Row:
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}"
+
+
+def _points(value: float | None, row: Row) -> str:
+    """Returns a score as its metric shows it; a dash where a part was not asked."""
+    return "–" if value is None else f"{row['scale'] * value:.1f}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

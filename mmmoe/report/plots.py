@@ -13,6 +13,7 @@ from mmmoe.report.curves import lines, smooth, step_axis
 from mmmoe.report.expert_plots import expert_plots
 from mmmoe.report.files import RunFiles, StageLog
 from mmmoe.report.picture import Plot, picture
+from mmmoe.report.summary import is_bar
 from mmmoe.report.theme import Theme, panels
 from mmmoe.report.vision_plots import vision_plots
 
@@ -24,7 +25,7 @@ def draw_plots(run: RunFiles) -> list[Plot]:
     def add(name: str, section: str, title: str, caption: str, draw: Callable[[Theme], Figure]) -> None:
         plots.append(picture(name, section, title, caption, draw))
 
-    if run.scores:
+    if any(is_bar(row) for row in run.scores):
         add("scores", "scores", "Scores", _SCORES, partial(_scores, run))
     if run.stages:
         add("loss", "training", "Loss by stage", _LOSS, partial(_loss, run.stages))
@@ -32,6 +33,15 @@ def draw_plots(run: RunFiles) -> list[Plot]:
         if sourced:
             add("loss_by_source", "training", "Loss by source", _SOURCES, partial(lines, sourced, "losses"))
         add("learning_rate", "training", "Learning rate", _RATE, partial(_rates, run.stages))
+        asked = [stage for stage in run.stages if stage.series_of("evaluation")]
+        if asked:
+            add(
+                "scores_while_training",
+                "training",
+                "Scores while training",
+                _ASKED,
+                partial(lines, asked, "evaluation"),
+            )
         if any(stage.series("tokens_per_s")[0] for stage in run.stages):
             add("throughput", "training", "Throughput", _THROUGHPUT, partial(_throughput, run.stages))
     plots += expert_plots(run.stages)
@@ -50,6 +60,10 @@ _LOSS = (
 _SOURCES = (
     "The same loss split by the source of the sample (running mean). Look for a source that stops falling, or rises, "
     "while another one falls: that is a conflict between data sets."
+)
+_ASKED = (
+    "Score of the model as it was after that many steps, on the first questions of each benchmark, on the metric's own "
+    "scale (a share is 0 to 1). Few questions make it jump; look for one that falls while the loss still does."
 )
 _RATE = "Learning rate of each parameter group. Check the warm-up and that the curve ends where it should."
 _THROUGHPUT = (
@@ -114,5 +128,6 @@ def _scores(run: RunFiles, theme: Theme) -> Figure:
             majority=row["majority"],
         )
         for row in run.scores
+        if is_bar(row)
     ]
     return score_figure(bars, theme)

@@ -65,8 +65,15 @@ def make_cards(scores: Sequence[Row]) -> list[Card]:
         main = next((row for row in rows if row["variant"] == "trained"), rows[0])
         others = tuple(row for row in rows if row is not main)
         bars = [main["chance"], main["majority"], *(row["score"] for row in others)]
-        cards.append(Card(benchmark, main, others, main["low"] > max(bars)))
+        known = [bar for bar in bars if bar is not None]
+        cards.append(Card(benchmark, main, others, main["low"] is not None and main["low"] > max(known, default=0.0)))
     return cards
+
+
+def is_bar(row: Row) -> bool:
+    """Says whether a score can stand as a bar of percent: points and sums cannot, nor can a part that is missing."""
+    numbers = [row.get(name) for name in ("score", "low", "high", "chance", "majority")]
+    return bool(row["is_share"]) and all(number is not None for number in numbers)
 
 
 def subtitle(run: RunFiles) -> str:

@@ -9,6 +9,7 @@ from mmmoe.report.bars import Bar, score_figure
 from mmmoe.report.files import Row, RunFiles
 from mmmoe.report.picture import Plot, picture
 from mmmoe.report.share_map import share_map
+from mmmoe.report.summary import is_bar
 from mmmoe.report.vision import LABELS, ExpertShares, TrainedExperts, chosen_experts, trained_experts
 from mmmoe.report.vision_cost import VisionCost, cost_figure
 
@@ -55,7 +56,7 @@ def vision_plots(run: RunFiles) -> list[Plot]:
     trained = trained_experts(run.stages)
     if trained is not None:
         plots += _training_plots(trained)
-    if any(run.other_routings.values()) and run.scores:
+    if any(run.other_routings.values()) and routing_bars(run):
         draw = partial(score_figure, routing_bars(run))
         plots.append(picture("vision_routings", SECTION, "Scores by routing", _ROUTINGS, draw))
     for number, found in enumerate(run.costs, 1):
@@ -99,5 +100,5 @@ def routing_bars(run: RunFiles) -> list[Bar]:
         )
         for way, rows in ways.items()
         for row in rows
-        if row["variant"] == "trained" and row["benchmark"] in several
+        if row["variant"] == "trained" and row["benchmark"] in several and is_bar(row)
     ]

@@ -13,18 +13,25 @@ from rich.text import Text
 
 from mmmoe.data.feature_folders import read_folders
 from mmmoe.data.feature_lease import in_use, locked
+from mmmoe.evaluation.responses import RESPONSES
 from mmmoe.log import console
 from mmmoe.stages.feature_budget import GB, day, gigabytes, what_of
 from mmmoe.stages.image_routing import ANSWERS, LOSSES
 from mmmoe.stages.spec import RunSpec
 
 FEATURES, PICTURES, STAGES = "features", "pictures", "stages"
-WHAT = {PICTURES: "media of evaluations", LOSSES: "losses of judges", ANSWERS: "experts that judges named"}
+WHAT = {
+    PICTURES: "media of evaluations",
+    RESPONSES: "answers of models",
+    LOSSES: "losses of judges",
+    ANSWERS: "experts that judges named",
+}
 """What is in the folders of a part, where it is the same in all."""
-ORDER = (FEATURES, PICTURES, LOSSES, ANSWERS, STAGES)
+ORDER = (FEATURES, PICTURES, RESPONSES, LOSSES, ANSWERS, STAGES)
 """What goes first when a cache is trimmed: a tower makes features in hours what a stage makes in days."""
 NAMES = {
     PICTURES: re.compile(r"[0-9a-f]{16}"),
+    RESPONSES: re.compile(r"[0-9a-f]{16}"),
     LOSSES: re.compile(r"[0-9a-f]{32}"),
     ANSWERS: re.compile(r"[0-9a-f]{32}"),
     STAGES: re.compile(r"[a-z0-9_]+-[0-9a-f]{16}(\.\d+\.partial)?"),

@@ -11,11 +11,12 @@ from mmmoe import dist, paths
 from mmmoe.config.ids import CANVAS_VIEW
 from mmmoe.data.slide_task import IMAGE_GENERATION, TEXT_GENERATION, keyword_task
 from mmmoe.data.template import Template, load_tokenizer
+from mmmoe.evaluation.paper_scores import paper_scores
 from mmmoe.evaluation.runner import evaluate_all
 from mmmoe.evaluation.scores import ScoreRow
 from mmmoe.evaluation.spec import EvaluationSpec
 from mmmoe.evaluation.subject import Subject, TaskRule
-from mmmoe.evaluation.table import score_table
+from mmmoe.evaluation.table import category_table, score_table
 from mmmoe.log import console
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.language import tokenizer_folder
@@ -47,26 +48,36 @@ def evaluate_run(spec: RunSpec, folder: RunFolder) -> list[ScoreRow]:
 def evaluate_checkpoint(final: Path, spec: EvaluationSpec, out: Path, cache: Path) -> list[ScoreRow]:
     """Evaluates a finished stage's folder; collective."""
     model, heritage = rebuild(final)
-    trained = subject_of(model, heritage, cache, spec.tasks)
-    rows = evaluate_all(
-        trained, spec, out, lambda: subject_of(_before_pictures(heritage), heritage, cache, spec.tasks), cache
-    )
+    key = heritage.checkpoint.digest
+
+    def untrained() -> Subject:
+        return subject_of(_before_pictures(heritage), heritage, cache, spec.tasks, f"{key} before pictures")
+
+    trained = subject_of(model, heritage, cache, spec.tasks, key)
+    rows = evaluate_all(trained, spec, out, untrained, cache, paper_scores(heritage.model.family))
     if dist.rank() == 0:
         console.print(score_table(rows))
+        for row in rows:
+            if row.categories and row.variant == "trained":
+                console.print(category_table(row))
     return rows
 
 
 def evaluate_again(path: Path, overrides: list[str]) -> None:
     """Evaluates a run folder, or a finished stage's folder inside one, anew.
 
+    Args:
+        path: of either.
+        overrides: of the run's configuration; `suite=FILE` puts that file in place of the run's own evaluation.
+
     Raises:
         ValueError: when the folder is neither, or the run declares no evaluation.
     """
     run_path = path.parent.parent.parent if (path / "manifest.json").is_file() else path
     folder = RunFolder.open(run_path)
-    spec = folder.spec(overrides)
+    spec = folder.spec([_suite(override) for override in overrides])
     if spec.evaluation is None:
-        raise ValueError(f"{run_path} declares no evaluation; add one, e.g. evaluation.base in its configuration")
+        raise ValueError(f"{run_path} declares no evaluation; name one, for example suite=configs/evaluation/vqa.yaml")
     final = path if path != run_path else folder.final(spec.stages[-1].name)
     if not (final / "manifest.json").is_file():
         raise ValueError(f"{final} is not finished; go on with `mmmoe resume {run_path}`")
@@ -75,6 +86,12 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
     out = (run_path if path == run_path else path.parent) / folder_name(spec.evaluation, own or spec.evaluation)
     evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
     dist.stop()
+
+
+def _suite(override: str) -> str:
+    """Returns `suite=FILE` as what it stands for; anything else as it is."""
+    key, _, file = override.partition("=")
+    return f"evaluation={{base: {file}}}" if key == "suite" else override
 
 
 def folder_name(spec: EvaluationSpec, own: EvaluationSpec) -> str:
@@ -90,8 +107,18 @@ def folder_name(spec: EvaluationSpec, own: EvaluationSpec) -> str:
     return name if spec.limit is None else f"{name}_partial"
 
 
-def subject_of(model: SplicedModel, heritage: Heritage, cache: Path, tasks: TaskSource = "model") -> Subject:
-    """Returns a model ready to be asked, as its last stage was taught to answer."""
+def subject_of(
+    model: SplicedModel, heritage: Heritage, cache: Path, tasks: TaskSource = "model", key: str | None = None
+) -> Subject:
+    """Returns a model ready to be asked, as its last stage was taught to answer.
+
+    Args:
+        model: with its weights.
+        heritage: the stage.
+        cache: where features of pictures are kept.
+        tasks: who tells a Slide-LoRA's gate a question's task.
+        key: names the weights, so that answers can be kept; None: they are not.
+    """
     device = dist.device()
     tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(heritage.model)))
     return Subject(
@@ -102,6 +129,7 @@ def subject_of(model: SplicedModel, heritage: Heritage, cache: Path, tasks: Task
         cache=cache / "pictures",
         guide=guide_of(heritage.model),
         task=question_task(model, tasks),
+        key=key,
     )
 
 

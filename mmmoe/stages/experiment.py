@@ -82,7 +82,8 @@ def _one(spec: RunSpec, path: Path) -> int:
 
 def _rows(name: str, path: Path) -> list[ExperimentRow]:
     scores = read_scores(path / "evaluation" / "scores.json")
-    return [ExperimentRow.of(name, row) for row in scores if row.variant == "trained"]
+    # A domain's score is the mean of its benchmarks', so points and sums cannot be among them.
+    return [ExperimentRow.of(name, row) for row in scores if row.variant == "trained" and row.is_share]
 
 
 def _slug(name: str) -> str:

@@ -1,6 +1,7 @@
 """A model and template small enough to know every answer by hand."""
 
 import os
+import signal
 from dataclasses import dataclass
 
 import torch
@@ -123,16 +124,16 @@ class FakeModel(torch.nn.Module):
         return rows
 
 
-def make_subject():
-    return Subject(FakeModel(), FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"))
+def make_subject(**more):
+    return Subject(FakeModel(), FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"), **more)
 
 
-def sit_in_process(rank, world, port, spec, folder):
+def sit_in_process(rank, world, port, spec, folder, key=None, cache=None):
     """Evaluates as one of several processes and writes down what came out."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.start()
-    rows = evaluate(make_subject(), spec, folder, "trained")
+    rows = evaluate(make_subject(key=key), spec, folder, "trained", cache=cache)
     (folder / f"rank{rank}.txt").write_text(repr([(r.benchmark, r.n, r.score, r.prompt_hash) for r in rows]))
     dist.stop()
 
@@ -180,3 +181,39 @@ def draw_in_process(rank, world, port, spec, folder):
 
 def drawing_subject(**more):
     return Subject(DrawingModel(), FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"), **more)
+
+
+class MortalModel(FakeModel):
+    """Writes down every sequence it is asked, and dies before the batch after `lives` batches."""
+
+    def __init__(self, log, lives=None, die=None):
+        super().__init__()
+        self.log, self.lives, self.die = log, lives, die
+
+    def _live(self, ids_BT, mask_BT):
+        if self.lives == 0:
+            self.die()
+        self.lives = None if self.lives is None else self.lives - 1
+        with self.log.open("a") as file:
+            for ids, mask in zip(ids_BT, mask_BT, strict=True):
+                file.write(f"{ids[mask].tolist()}\n")
+
+    def forward(self, input_ids_BT, attention_mask_BT, **more):
+        self._live(input_ids_BT, attention_mask_BT.bool())
+        return super().forward(input_ids_BT, attention_mask_BT, **more)
+
+    def generate(self, input_ids_BT, attention_mask_BT, **more):
+        self._live(input_ids_BT, attention_mask_BT.bool())
+        return super().generate(input_ids_BT, attention_mask_BT, **more)
+
+
+def mortal_subject(log, lives=None, die=None, key="weights"):
+    model = MortalModel(log, lives, die)
+    return Subject(model, FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"), key=key)
+
+
+def die_in_process(spec, folder, cache, log, lives):
+    """Evaluates until it kills itself, which leaves no time for anything."""
+    torch.set_num_threads(1)
+    subject = mortal_subject(log, lives, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    evaluate(subject, spec, folder, "trained", cache=cache)

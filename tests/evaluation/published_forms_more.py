@@ -186,7 +186,7 @@ FORMS["tiny_lvlm"] = Form(
         )
     },
     [
-        Asked(f"{ability}-{number}", "Which?", ("a", "b"), png(20 + number), category=ability)
+        Asked(f"{ability}-{number}", "Which?", ("a", "b"), png(20 + number), category=f"{ability}/all")
         for number, ability in enumerate(ABILITIES)
     ],
 )

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from published_forms import FORMS as PICTURES
-from published_forms import document, held, lines, png, separated, table
+from published_forms import LETTER, document, held, lines, png, separated, table
 from published_forms_more import FORMS as MORE
 
 from mmmoe.config.load import load
@@ -40,6 +42,21 @@ def write(folder, files):
 
 def test_every_declaration_has_a_form_here():
     assert set(FORMS) == set(DECLARED)
+
+
+def test_every_benchmark_stands_in_the_table_for_people():
+    readme = (DECLARED["vqav2"].parent / "README.md").read_text()
+    assert [name for name in DECLARED if f"`{name.removesuffix('_parquet')}`" not in readme] == []
+
+
+def test_the_example_for_people_works(folder):
+    text = (DECLARED["vqav2"].parent / "README.md").read_text()
+    (folder / "signs.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    row = text.split("lines such as\n`")[1].split("`")[0]
+    write(folder / WHERE / "signs", {"test.jsonl": row.encode(), "photos/00012.jpg": png(1)})
+    [question] = load_questions(load(folder / "signs.yaml", BenchmarkSpec)).questions
+    assert (question.id, question.answer, question.category) == ("7", "blue", "Oslo")
+    assert question.text == f"Which colour?\nA. red\nB. blue{LETTER}"
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
@@ -97,10 +114,16 @@ BAD = {
     "escape": ({"image": "../a.png"}, {}, "t.json row 1: image '../a.png' lies outside the folder"),
     "absolute": ({"image": "/etc/passwd"}, {}, "t.json row 1: image '/etc/passwd' lies outside the folder"),
     "inner escape": ({"image": "x/../../a.png"}, {}, "lies outside the folder"),
+    "no name": ({"image": "QUJD" * 100}, {}, "is no file's name; if the column holds it itself, leave `media` out"),
+    "no end of it": ({"image": "a\0.png"}, {}, "no image at"),
     "not among": ({"answer": "c"}, {"choices": "choices"}, "answer 'c' is not among the choices ('a', 'b')"),
-    "no list": ({"choices": "a or b"}, {"choices": "choices"}, "t.json row 1: a list is wanted, got 'a or b'"),
+    "no list": (
+        {"choices": "a or b"},
+        {"choices": "choices"},
+        "t.json row 1: column 'choices': a list is wanted, got 'a or b'",
+    ),
     "no answer": ({"answer": None}, {}, "t.json row 1: the answer is empty"),
-    "no text": ({"question": {"en": "q"}}, {}, "t.json row 1: a text is wanted, got {'en': 'q'}"),
+    "no text": ({"question": {"en": "q"}}, {}, "t.json row 1: column 'question': a text is wanted, got {'en': 'q'}"),
     "mark": ({"hint": "<image> <image>"}, {"hint": "hint"}, "the question holds <image> more than once"),
     "no object": (None, {}, "t.json row 1: expected an object, got NoneType"),
 }
@@ -153,6 +176,43 @@ def test_bad_lines_of_texts_have_their_numbers(folder):
     assert reason == "t.tsv line 4: 2 cells, but the first line names 3 columns; mend the line"
     reason = told(folder, b'1\tq "\ta\n2\tq\n', "t.txt", columns=["id", "question", "answer"], id="id")
     assert reason == "t.txt line 2: 2 cells between tabs, expected id, question, answer"
+
+
+CELLS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["a.png", "B", "1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["bytes", "path", "x"]), inner),
+    max_leaves=4,
+)
+COLUMNS = ("id", "question", "answer", "choices", "image", "hint", "group", "box", "split")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(
+    row=st.dictionaries(st.sampled_from(COLUMNS), CELLS),
+    answer_is=st.sampled_from(["text", "index", "letter", "literal"]),
+    inside=st.booleans(),
+    boxed=st.booleans(),
+)
+def test_any_row_is_a_question_or_set_aside(folder, row, answer_is, inside, boxed):
+    good = {"id": "good", "question": "q", "image": base64.b64encode(png(1)).decode() if inside else "a.png"}
+    good |= {"choices": ["a", "b"], "hint": "", "group": 1, "box": [0, 0, 1, 1], "split": "test"}
+    good["answer"] = {"text": "a", "index": 0, "letter": "A", "literal": "['a']"}[answer_is]
+    write(folder, {"a.png": png(1), "t.json": document([good, {"split": "test", "id": 7} | row])})
+    right = {"answer_is": answer_is, "choices": "choices"}
+    if boxed:
+        right = {"answer": None, "box": {"column": "box", "form": "xyxy"}}
+    spec = spec_of(
+        id="id", hint="hint", group="group", group_modulo=5, image="image", where={"split": "test"},
+        media=None if inside else ".", **right,
+    )  # fmt: skip
+    exam = load_questions(spec, cache=folder / "cache")
+    assert exam.questions[0].id == "good"
+    assert len(exam.questions) + exam.set_aside.count <= 2
 
 
 def test_one_bad_row_stops_if_asked(folder):

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published_forms import document, lines, separated, table
 
@@ -102,6 +102,29 @@ def test_files_that_are_no_tables(tmp_path, name, content, words):
         list(read_table(tmp_path / name))
 
 
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"1" * 5000, b'{"a": ' * 100_000])
+def test_lines_that_are_too_much_are_told(tmp_path, line):
+    (tmp_path / "a.jsonl").write_bytes(line + b"\n" + lines(ROWS))
+    first, *others = read_table(tmp_path / "a.jsonl")
+    assert str(first.problem).startswith("not read as JSON (")
+    assert [row.values for row in others] == ROWS
+    (tmp_path / "a.json").write_bytes(line)
+    with suppress(ValueError):
+        assert all(row.problem for row in read_table(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.tsv", "a.csv", "a.txt", "a.parquet"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(data=st.binary(max_size=60), cut=st.integers(0, 400), at=st.integers(0, 400))
+def test_any_bytes_are_rows_or_refused(tmp_path, name, data, cut, at):
+    whole = table(ROWS) if name == "a.parquet" else lines(ROWS)
+    for content in (data, whole[:cut], whole[:at] + data + whole[at:]):
+        (tmp_path / name).write_bytes(content)
+        with suppress(ValueError):
+            for row in read_table(tmp_path / name, None, ["id", "q"]):
+                assert row.problem or row.values is not None
+
+
 def test_a_path_to_rows_that_is_not_there(tmp_path):
     (tmp_path / "a.json").write_bytes(document({"questions": ROWS}))
     with pytest.raises(ValueError, match=r"fields.rows: no column 'question' \(there are questions\); did you mean"):
@@ -191,7 +214,9 @@ def test_lists_in_python_s_and_numpy_s_writing(text, found):
     assert as_texts(text) == found
 
 
-@pytest.mark.parametrize("text", ["a", "", "[", "[a]", "__import__('os')", "['a'].pop()", "[open('x')]", "{'a': 1}"])
+@pytest.mark.parametrize(
+    "text", ["a", "", "[", "[a]", "__import__('os')", "['a'].pop()", "[open('x')]", "{'a': 1}", "[" * 9999 + "]"]
+)
 def test_nothing_else_is_a_list(text):
     with pytest.raises(ValueError, match="a list is wanted"):
         parse_list(text)

@@ -107,6 +107,39 @@ def test_scores_alone_or_training_alone_make_a_page(tmp_path):
     assert "3.00" in text
 
 
+def test_a_metric_is_named_and_its_points_categories_and_faults_are_told(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "evaluation").mkdir(parents=True)
+    row = {
+        "variant": "trained", "benchmark": "mme", "domain": "b", "kind": "short_answer", "n": 4, "score": 1234.0,
+        "low": 1100.0, "high": 1300.0, "chance": 75.0, "majority": None, "empty_share": 0.0, "partial": False,
+        "prompt_hash": "x", "seconds": 1, "metric": "mme", "scale": 1.0, "is_share": False, "unparsable_share": 0.125,
+        "categories": [{"name": "count", "n": 4, "score": 155.0}, {"name": "OCR", "n": 0, "score": None}],
+        "measures": {"count acc": 75.0}, "set_aside": 2, "set_aside_reasons": ["line 7: <no> picture"],
+        "published": [{"model": "Paper-7B", "value": "1562 / 371", "source": "table 3"}],
+    }  # fmt: skip
+    (folder / "evaluation" / "scores.json").write_text(json.dumps([row]))
+    text = " ".join(write_report(folder).read_text().split())
+    assert "<strong>1234.0<small></small></strong>" in text, "points are no percent"
+    assert "mme, unparsed 12.5 %" in text
+    assert "<summary>mme: by category</summary>" in text
+    assert '<td class="text">count</td><td>155.0</td><td>4</td>' in text
+    assert "Paper-7B: 1562 / 371 (table 3)" in text
+    assert "2 rows of its files are set aside, the first: line 7: &lt;no&gt; picture" in text
+    assert "majority –" in text
+    assert not (folder / "plots" / "scores.png").exists(), "points do not stand among shares"
+
+
+def test_scores_while_training_are_a_curve(tmp_path):
+    (tmp_path / "stages" / "s").mkdir(parents=True)
+    lines = [
+        {"step": n, "loss": 1.0, "lr": [0.1], **({"evaluation": {"b": 0.5}} if n % 2 else {})} for n in range(1, 5)
+    ]
+    (tmp_path / "stages" / "s" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(tmp_path)
+    assert (tmp_path / "plots" / "scores_while_training.png").is_file()
+
+
 def test_the_verdict_needs_the_whole_interval_above_everything(report):
     scores = [dict(row) for row in read_run(report[0]).scores]
     assert [card.beats_guessing for card in make_cards(scores)] == [True, True]

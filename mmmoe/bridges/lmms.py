@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from PIL import Image
@@ -27,9 +28,8 @@ from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.subject import Subject
 from mmmoe.stages.evaluate import subject_of
 from mmmoe.stages.handover import rebuild
-from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.ledger import finished_stage
 
-MANIFEST = "manifest.json"
 MAX_NEW_TOKENS = 1024
 """Longest answer where a task says nothing, as in lmms-eval's own models."""
 ARGUMENTS = ("path", "max_new_tokens")
@@ -136,10 +136,11 @@ class MmmoeLmms(lmms):  # type: ignore[misc]  # lmms-eval is optional, so mypy d
                 answers[int(question.id)] = way.cut(text)
         return answers
 
-    def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Returns for each continuation its loss and whether it is what would be said by itself.
+    def loglikelihood(self, requests: Sequence[Request]) -> list[Any]:
+        """Returns for each continuation a result whose `text` is (loss, whether it would be said unasked).
 
-        The loss is minus the log-likelihood, since lmms-eval takes the choice with the lowest number.
+        The loss is minus the log-likelihood: lmms-eval takes the choice with the lowest number. A bare pair it turns
+        into text (0.7.3, `unwrap_generation_output`), on which its own metrics then fail.
         """
         questions = [self._question(place, request) for place, request in enumerate(requests)]
         losses = [-scores[0] for scores in self._subject.score(questions)]
@@ -149,7 +150,7 @@ class MmmoeLmms(lmms):  # type: ignore[misc]  # lmms-eval is optional, so mypy d
         longest = max(len(question.choices[0].encode()) for question in questions)
         said = dict(zip(asked, self._subject.generate(list(asked.values()), longest), strict=True))
         return [
-            (loss, said[_prompt(question)] == question.choices[0])
+            GenerationResult(text=(loss, said[_prompt(question)] == question.choices[0]))
             for loss, question in zip(losses, questions, strict=True)
         ]
 
@@ -220,12 +221,7 @@ def _prompt(question: Question) -> tuple[Any, ...]:
 
 def _subject_at(path: Path) -> tuple[Subject, Path]:
     """Returns who answers, and the run's cache."""
-    run = path.parent.parent.parent if (path / MANIFEST).is_file() else path
-    folder = RunFolder.open(run)
-    spec = folder.spec()
-    final = path if path != run else folder.final(spec.stages[-1].name)
-    if not (final / MANIFEST).is_file():
-        raise ValueError(f"{final} is not finished; go on with `mmmoe resume {run}`")
+    final, cache = finished_stage(path)
     dist.start()
     model, heritage = rebuild(final)
-    return subject_of(model, heritage, Path(spec.cache)), Path(spec.cache)
+    return subject_of(model, heritage, cache), cache

@@ -90,7 +90,7 @@ def _write(benchmark: BenchmarkSpec, task: PackagedTask, folder: Path, out: Path
     questions = load_questions(bare, limit, out).questions
     asked = [Asked(question, *reversed(question.text.split(BETWEEN, 1))) for question in questions]
     name = PREFIX + benchmark.name
-    _write_table(out / f"{name}.parquet", [task.columns(one) for one in asked], [one.image for one in questions])
+    write_table(out / f"{name}.parquet", [task.columns(one) for one in asked], [one.image for one in questions])
     content = {
         "include": str(included),
         "task": name,
@@ -108,7 +108,7 @@ def _write(benchmark: BenchmarkSpec, task: PackagedTask, folder: Path, out: Path
     return name
 
 
-def _write_table(path: Path, rows: Sequence[Row], images: Sequence[Path | None]) -> None:
+def write_table(path: Path, rows: Sequence[Row], images: Sequence[Path | None]) -> None:
     """Writes rows with an `image` column of file names, marked as pictures for the library that reads it."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet

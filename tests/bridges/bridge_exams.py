@@ -1,4 +1,4 @@
-"""Small exams of hard cases in published forms, and a model that says what a case has it say, by the picture's shade."""
+"""Small exams of hard cases in published forms, and a model that says a case's text by the picture's shade."""
 
 from __future__ import annotations
 

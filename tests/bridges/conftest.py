@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-for folder in (Path(__file__).parent, Path(__file__).parents[1] / "evaluation"):
-    sys.path.insert(0, str(folder))
+for folder in ("bridges", "evaluation", "runs"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))

@@ -5,14 +5,14 @@ The differences are listed in configs/benchmarks/README.md.
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 import pytest
 from bridge_exams import EXAMS, parrot, said, write_exams
 
-from mmmoe.evaluation.metrics.metric import total
-from mmmoe.evaluation.metrics.registry import metric_of
-from mmmoe.evaluation.questions import load_questions
+from mmmoe.evaluation.answers import read_answers
+from mmmoe.evaluation.runner import evaluate
 from mmmoe.evaluation.spec import EvaluationSpec
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; `make lmms` installs it and runs these tests")
@@ -26,7 +26,7 @@ class Told:
     results: dict
     samples: dict
     benchmarks: dict
-    folder: object
+    folder: Path
 
     def scores(self, name, metric):
         samples = sorted(self.samples[f"mmmoe_{name}"], key=lambda sample: sample["doc_id"])
@@ -41,7 +41,7 @@ class Told:
 def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lmms")
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
-    here = os.getcwd()
+    here = Path.cwd()
     with mock.patch.dict(os.environ, offline):
         from lmms_eval.evaluator import simple_evaluate
         from lmms_eval.tasks import TaskManager
@@ -69,13 +69,13 @@ def told(tmp_path_factory):
 def judged(told, name, metric=None):
     """Returns score by score and in all what this kit makes of the same answers, asked in its own wording."""
     benchmark = told.benchmarks[name]
-    questions = load_questions(benchmark, cache=told.folder / "own").questions
-    answers = parrot(said()).generate(questions, benchmark.max_new_tokens)
-    assert answers == [case.said for case in EXAMS[name]]
-    judge = metric_of(metric or benchmark.metric)
-    items = [question.item for question in questions]
-    verdicts = judge.judge(answers, items)
-    return [verdict.score for verdict in verdicts], float(judge.headline(total(judge.counts(items, verdicts))))
+    benchmark = benchmark.model_copy(update={"metric": metric or benchmark.metric})
+    out = told.folder / f"own_{name}_{benchmark.metric}"
+    spec = EvaluationSpec(benchmarks=[benchmark], bootstrap=100)
+    [row] = evaluate(parrot(said()), spec, out, "trained", cache=told.folder / "own")
+    answers = read_answers(out / "trained" / f"{name}.jsonl")
+    assert [answer.prediction for answer in answers] == [case.said for case in EXAMS[name]]
+    return [answer.score for answer in answers], row.score
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from mmmoe.evaluation.metrics.ocrbench import FORMULA
 from mmmoe.evaluation.metrics.options import right_letter
 from mmmoe.evaluation.prompts import letter
 from mmmoe.evaluation.questions import Question, load_questions
@@ -29,8 +30,6 @@ PREFIX = "mmmoe_"
 BETWEEN = "\x1e"
 """Parts hint and question where both are asked for in one wording."""
 BARE = "{hint}" + BETWEEN + "{question}"
-FORMULAS = "Handwritten Mathematical Expression Recognition"
-"""The type of all of OCRBench's questions that come from HME100k."""
 
 Row = dict[str, Any]
 
@@ -181,7 +180,8 @@ def _ocrbench(asked: Asked) -> Row:
         "question": asked.text,
         "answer": list(question.answers),
         "question_type": question.category,
-        "dataset": "HME100k" if question.category == FORMULAS else "",
+        # Of which its task wants to know only whether it is the one that all formulas come from.
+        "dataset": "HME100k" if question.category == FORMULA else "",
     }
 
 

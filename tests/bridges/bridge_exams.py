@@ -118,12 +118,15 @@ EXAMS = {
         Case("No", {"answer": "No", "question_id": "code_reasoning/1.png"}),
         Case("Yes", {"answer": "Yes", "question_id": "code_reasoning/2.png"}),
         Case("Yes", {"answer": "No", "question_id": "code_reasoning/2.png"}),
+        Case("y", {"answer": "Yes", "question_id": "code_reasoning/3.png"}),
+        Case("No.", {"answer": "No", "question_id": "code_reasoning/3.png"}),
     ],
     "mmbench": [
         Case("A", {"index": 241, "A": "yes", "B": "no", "answer": "A"}),
         Case("B. yes", {"index": 1000241, "A": "no", "B": "yes", "answer": "B"}),
         Case("A", {"index": 242, "A": "yes", "B": "no", "answer": "A"}),
         Case("A", {"index": 1000242, "A": "no", "B": "yes", "answer": "B"}),
+        Case("A or B", {"index": 243, "A": "yes", "B": "no", "answer": "A"}),
     ],
     "ocrbench": [
         Case("It says CENTRE", {"answer": ["centre"], "question_type": "Regular Text Recognition"}),

@@ -135,18 +135,20 @@ def experiment(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="step, lora, mov_adapter, vision_experts, an op (`kernels`: all ops)")
+        str, typer.Argument(help="step, lora, mov_adapter, vision_experts, evaluation, an op (`kernels`: all ops)")
     ] = "step",
     settings: Annotated[
         list[str] | None,
-        typer.Argument(help="sizes of what is timed; for step and vision_experts config=FILE and overrides"),
+        typer.Argument(
+            help="sizes of what is timed; for step and vision_experts config=FILE and overrides; for evaluation run=RUN"
+        ),
     ] = None,
     json: Annotated[
         Path | None, typer.Option(help="write the results to this file or folder, and a plot beside them")
     ] = None,
     check: Annotated[bool, typer.Option(help="a line for every bound; exit status 1 if one is missed")] = False,
 ) -> None:
-    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts or the ops, against their peers."""
+    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts, batched answers or the ops."""
     from mmmoe.kernels.bench import measure, parse_sizes, publish
 
     given, draw = settings or [], None
@@ -158,6 +160,10 @@ def bench(
         from mmmoe.stages.bench_vision_experts import bench_vision_experts, picture
 
         results, draw = bench_vision_experts(given), picture
+    elif name == "evaluation":
+        from mmmoe.stages.bench_evaluation import bench_evaluation
+
+        results = bench_evaluation(given)
     elif name not in ("step", "lora"):
         results = measure(name, parse_sizes(given))
     else:

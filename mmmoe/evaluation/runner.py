@@ -67,6 +67,7 @@ def evaluate(
     jury: Jury | None = None,
     cache: Path | None = None,
     published: Published | None = None,
+    quiet: bool = False,
 ) -> list[ScoreRow]:
     """Puts every benchmark to the subject; collective, the same rows come out on every process.
 
@@ -86,7 +87,7 @@ def evaluate(
     if spec.beams > 1 or spec.repetition_penalty != 1.0:
         subject.decoding = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
     rows = []
-    with remembering(subject, spec, out_folder, cache), _progress() as progress:
+    with remembering(subject, spec, out_folder, cache), _progress(quiet) as progress:
         for benchmark, exam in exams:
             asked = exam.questions[: spec.limit]
             task = progress.add_task(f"{variant}: {benchmark.name}", total=len(share(asked)))
@@ -155,7 +156,7 @@ def _jury(subject: Subject, spec: EvaluationSpec) -> Jury | None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress(quiet: bool) -> Iterator[Progress]:
     """A bar with the time left, on the first process only."""
     columns = (
         TextColumn("{task.description}"),
@@ -163,7 +164,7 @@ def _progress() -> Iterator[Progress]:
         TextColumn("{task.completed:.0f}/{task.total:.0f} questions"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=dist.rank() != 0) as progress:
+    with Progress(*columns, console=console, disable=quiet or dist.rank() != 0) as progress:
         yield progress
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,36 +16,19 @@ from torch import Tensor
 from mmmoe import dist
 from mmmoe.config.ids import IGNORE_ID, LETTERS_VIEW, MEDIA_IDS
 from mmmoe.data.media import KINDS, kind_of
-from mmmoe.data.record import Turn
 from mmmoe.data.transform import Transform
 from mmmoe.engine.precision import cast_inputs
-from mmmoe.evaluation.media import Files, features_by_view
+from mmmoe.evaluation.media import features_by_view
 from mmmoe.evaluation.protocol import Model, QuestionGuide, Template
 from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.responses import Response, Responses, key_of
+from mmmoe.evaluation.sequences import Row, padded, turns_of
 
 T = TypeVar("T")
-MARK_ORDER = ("image", "speech", "audio", "video")
 TaskRule = Callable[[str, bool], int]
 """From a question and whether a picture is asked for to the number of its task, of families that tell tasks apart."""
 Advance = Callable[[float], None]
 """Told how many questions (or parts of one) were just answered."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One sequence to run: a question with one of its choices, or its prompt alone."""
-
-    place: int
-    """Among all sequences of a call."""
-    input_ids: list[int]
-    labels: list[int]
-    media: Mapping[str, Files | None]
-    """By view, the items that the ids still have a placeholder for; None: the blank one."""
-    beside: Mapping[str, Tensor]
-    """By view, what goes with an item besides."""
-    task: int = -1
-    """Number of the answer's task (`config/ids.TASKS`)."""
 
 
 class Subject:
@@ -93,7 +76,7 @@ class Subject:
         """How answers are generated, where not greedily: beams and repetition_penalty."""
         self._model = model
         self._template = template
-        self._device = device
+        self.device = device
         self._dtype = dtype
         self._features = features_by_view(model, transforms, device, cache, dtype)
         self.guide = guide
@@ -107,7 +90,7 @@ class Subject:
     def prompt_hash(self, question: Question, draws: bool = False) -> str:
         """Returns a digest of the prompt's ids; it changes with the template, the tokenizer and the wording."""
         prompt = self._template.prompt_to_draw if draws else self._template.prompt
-        return hashlib.sha256(repr(prompt(_turns(question))).encode()).hexdigest()
+        return hashlib.sha256(repr(prompt(turns_of(question))).encode()).hexdigest()
 
     def score(
         self, questions: Sequence[Question], blind: bool = False, advance: Advance | None = None
@@ -117,10 +100,10 @@ class Subject:
         The end-of-answer token is one of them, so a choice that begins another does not win by being short. A choice
         whose answer was cut off by the longest sequence gets -inf rather than the advantage of having fewer tokens.
         """
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for question in questions:
             for text in question.choices:
-                encoded = self._template.encode(_turns(question, text))
+                encoded = self._template.encode(turns_of(question, text))
                 rows.append(self._row(len(rows), encoded.input_ids, encoded.labels, question, blind))
         shares = [1.0 / len(question.choices) for question in questions for _ in question.choices]
         scores = iter(self._answers(rows, ["score"], self._likelihoods, advance, shares))
@@ -134,12 +117,12 @@ class Subject:
         advance: Advance | None = None,
     ) -> list[str]:
         """Returns the greedy answer to each question, special tokens removed."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for question in questions:
-            input_ids = self._template.prompt(_turns(question))
+            input_ids = self._template.prompt(turns_of(question))
             rows.append(self._row(len(rows), input_ids, [IGNORE_ID] * len(input_ids), question, blind))
 
-        def ask(part: list[_Row]) -> list[str]:
+        def ask(part: list[Row]) -> list[str]:
             return self._words(part, max_new_tokens)
 
         how = ["generate", max_new_tokens, self.decoding]
@@ -156,15 +139,15 @@ class Subject:
         advance: Advance | None = None,
     ) -> list[Tensor]:
         """Returns the picture (3, H, W), values 0 to 1, that each question asks for, one seed a question."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         letters = self._template.letters
         for index, question in enumerate(questions):
-            input_ids = self._template.prompt_to_draw(_turns(question))
+            input_ids = self._template.prompt_to_draw(turns_of(question))
             row = self._row(index, input_ids, [IGNORE_ID] * len(input_ids), question, blind, draws=True)
             asked = {} if letters is None else {LETTERS_VIEW: letters.padded(input_ids)[None]}
             rows.append(replace(row, beside={**row.beside, **asked}))
 
-        def ask(part: list[_Row]) -> list[Tensor]:
+        def ask(part: list[Row]) -> list[Tensor]:
             inputs = self._inputs(part, pad_left=True, with_labels=False)
             own = [seeds[row.place] for row in part]
             return list(self._model.draw(**inputs, steps=steps, guidance=guidance, seeds=own).cpu())
@@ -172,7 +155,7 @@ class Subject:
         # A picture is far larger than words, and lies in its file already: only words are kept.
         return self._answers(rows, None, ask, advance)
 
-    def _likelihoods(self, part: list[_Row]) -> list[float]:
+    def _likelihoods(self, part: list[Row]) -> list[float]:
         """Returns the log-likelihood of the labelled tokens of each row, -inf where some were cut off."""
         expected = [sum(label != IGNORE_ID for label in row.labels) for row in part]
         output = self._model(**self._inputs(part, pad_left=False, with_labels=True))
@@ -182,7 +165,7 @@ class Subject:
             for loss, seen, wanted in zip(nll, targets, expected, strict=True)
         ]
 
-    def _words(self, part: list[_Row], max_new_tokens: int) -> list[str]:
+    def _words(self, part: list[Row], max_new_tokens: int) -> list[str]:
         """Returns what is generated after each row."""
         tokenizer = self._template.tokenizer
         end = tokenizer.eos_token_id
@@ -200,9 +183,9 @@ class Subject:
 
     def _answers(
         self,
-        rows: list[_Row],
+        rows: list[Row],
         how: Sequence[object] | None,
-        ask: Callable[[list[_Row]], Sequence[T]],
+        ask: Callable[[list[Row]], Sequence[T]],
         advance: Advance | None = None,
         shares: Sequence[float] | None = None,
     ) -> list[T]:
@@ -235,12 +218,12 @@ class Subject:
                     found[place] = answer
         return cast("list[T]", found)
 
-    def _key(self, row: _Row, how: Sequence[object] | None) -> str:
+    def _key(self, row: Row, how: Sequence[object] | None) -> str:
         """Returns the name of a row's answer."""
         media = {view: self._features[view].name(item) for view, item in row.media.items()}
         beside = {view: tensor.tolist() for view, tensor in row.beside.items()}
         targets = [label != IGNORE_ID for label in row.labels].count(True)
-        setting = [self._device.type, str(self._dtype), how]
+        setting = [self.device.type, str(self._dtype), how]
         return key_of(self.key, setting, row.input_ids, targets, media, beside, row.task)
 
     def _row(
@@ -251,7 +234,7 @@ class Subject:
         question: Question,
         blind: bool,
         draws: bool = False,
-    ) -> _Row:
+    ) -> Row:
         # The template may have cut a placeholder off; what is gone is not encoded.
         kept = {kind: item for kind, item in question.media.items() if MEDIA_IDS[kind] in input_ids}
         for kind in kept:
@@ -271,9 +254,9 @@ class Subject:
             if view in views and kind_of(view) in kept
         }
         task = -1 if self._task is None else self._task(question.text, draws)
-        return _Row(place, input_ids, labels, media, beside, task)
+        return Row(place, input_ids, labels, media, beside, task)
 
-    def _with_chunks(self, row: _Row) -> _Row:
+    def _with_chunks(self, row: Row) -> Row:
         """Returns the row with the placeholder of a sound once a chunk."""
         counts = {
             MEDIA_IDS[view]: self._features[view].count(item) for view, item in row.media.items() if view in KINDS
@@ -294,7 +277,7 @@ class Subject:
         finally:
             self._model.train(was_training)
 
-    def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Yields rows of like length together, the longest first (memory runs out at once or never).
 
         In step, a process that is done before others repeats its last row until they are.
@@ -309,46 +292,24 @@ class Subject:
         for _ in range(most - len(parts)):
             yield order[-1:]
 
-    def _inputs(self, rows: list[_Row], *, pad_left: bool, with_labels: bool) -> dict[str, Any]:
+    def _inputs(self, rows: list[Row], *, pad_left: bool, with_labels: bool) -> dict[str, Any]:
         """Returns the model's keyword arguments for some rows."""
-        longest = max(len(row.input_ids) for row in rows)
-        pad_id = self._template.tokenizer.pad_token_id
-        input_ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
-        attention_mask_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
-        labels_BT = torch.full((len(rows), longest), IGNORE_ID, dtype=torch.int64)
-        for at, row in enumerate(rows):
-            length = len(row.input_ids)
-            span = slice(longest - length, longest) if pad_left else slice(0, length)
-            input_ids_BT[at, span] = torch.tensor(row.input_ids)
-            attention_mask_BT[at, span] = True
-            if with_labels:
-                labels_BT[at, span] = torch.tensor(row.labels)
+        input_ids_BT, attention_mask_BT, labels_BT = padded(rows, self._template.tokenizer.pad_token_id, left=pad_left)
         items = {view: [row.media[view] for row in rows if view in row.media] for view in self._features}
         found = {view: self._features[view].features(wanted) for view, wanted in items.items() if wanted}
         beside = {
-            view: torch.cat([row.beside[view] for row in rows if view in row.beside]).to(self._device)
+            view: torch.cat([row.beside[view] for row in rows if view in row.beside]).to(self.device)
             for view in sorted({view for row in rows for view in row.beside})
         }
         inputs: dict[str, Any] = {
-            "input_ids_BT": input_ids_BT.to(self._device),
-            "attention_mask_BT": attention_mask_BT.to(self._device),
+            "input_ids_BT": input_ids_BT.to(self.device),
+            "attention_mask_BT": attention_mask_BT.to(self.device),
             "features": found or None,
         }
         if beside:
             inputs["media"] = beside
         if any(row.task >= 0 for row in rows):
-            inputs["task_B"] = torch.tensor([row.task for row in rows], device=self._device)
+            inputs["task_B"] = torch.tensor([row.task for row in rows], device=self.device)
         if with_labels:
-            inputs["labels_BT"] = labels_BT.to(self._device)
+            inputs["labels_BT"] = labels_BT.to(self.device)
         return cast_inputs(inputs, self._dtype)
-
-
-def _turns(question: Question, answer: str | None = None) -> tuple[Turn, ...]:
-    """Returns the dialogue, each item's mark on a line before the text unless the question places it itself.
-
-    For one image that is LLaVA's wording; Uni-MoE's order is image, sound, video.
-    """
-    marks = [KINDS[kind].mark for kind in MARK_ORDER if kind in question.media]
-    text = "\n".join([*(mark for mark in marks if mark not in question.text), question.text])
-    human = Turn("human", text)
-    return (human,) if answer is None else (human, Turn("gpt", answer))

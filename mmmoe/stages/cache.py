@@ -73,7 +73,7 @@ class StageCache:
 
 
 def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> dict[str, Any]:
-    declared = stage.model_dump(mode="json", exclude={"reuse", "init_from"})
+    declared = stage.model_dump(mode="json", exclude={"reuse", "init_from", "evaluate"})
     declared["training"].pop("checkpoint")
     world = dist.world_size()
     dropout = max(getattr(part, "dropout", 0.0) for part in run.model.parts().values())

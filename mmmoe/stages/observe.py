@@ -14,6 +14,7 @@ from mmmoe.engine.metrics import MetricsFile, peak_memory_mb
 from mmmoe.engine.protocol import StepRecord, TrainingBatch, TrainingOutput
 from mmmoe.models.moe.place import Traffic
 from mmmoe.models.output import ModelOutput, RoutingStatistics
+from mmmoe.stages.live import LiveExam
 from mmmoe.stages.routing_record import routing_record
 from mmmoe.stages.saver import StageSaver
 from mmmoe.stages.vision_record import VisionSums
@@ -35,6 +36,7 @@ class StageObserver:
         saver: StageSaver,
         watch: RouterWatch,
         traffic: Traffic | None = None,
+        exam: LiveExam | None = None,
     ) -> None:
         """Begins a stage.
 
@@ -44,10 +46,12 @@ class StageObserver:
             saver: Writes the checkpoints.
             watch: Looks at the lines for alarms.
             traffic: What this process sends to those that share experts with it.
+            exam: Asks the model questions now and then.
         """
         self._metrics = metrics
         self._saver = saver
         self._watch = watch
+        self._exam = exam
         self._traffic = traffic or Traffic()
         self._sent = (0, 0)
         self._sources = [source.name for source in sources]
@@ -111,11 +115,21 @@ class StageObserver:
             parts += self._vision.parts()
         flat = dist.sum_over_ranks(torch.cat([part.flatten() for part in parts]).tolist())
         summed = iter(torch.split(torch.tensor(flat, dtype=torch.float64), [part.numel() for part in parts]))
+        asked = self._asked(record.step)
         if self._metrics is not None:
-            line = self._line(record, summed, names)
+            line = self._line(record, summed, names) | asked
             alarms = self._watch.see(line)
             self._metrics.append(line | ({"alarms": alarms} if alarms else {}))
         self._clear()
+
+    def _asked(self, step: int) -> dict[str, Any]:
+        """Returns what an exam says, if one is due; what it sends to others is no part of a step."""
+        if self._exam is None or not self._exam.is_due(step):
+            return {}
+        sent = self._traffic.tokens, self._traffic.weights
+        told = self._exam.sit(step)
+        self._traffic.tokens, self._traffic.weights = sent
+        return told
 
     def _line(self, record: StepRecord, summed: Any, names: list[str]) -> dict[str, Any]:
         nll_S, targets_S, samples = next(summed), next(summed), float(next(summed))

@@ -46,6 +46,7 @@ def problems(spec: RunSpec) -> Iterator[str]:
         yield from (f"{where}: {text}" for text in problems_of_sources(spec, stage, seen))
         yield from (f"{where}.{text}" for text in _length(stage, world))
         yield from (f"{where}.{text}" for text in _data(stage))
+        yield from (f"{where}.evaluate: {text}" for text in _live(spec, stage))
         seen.append(stage.name)
     yield from problems_of_routing(spec)
     yield from problems_of_drawing(spec)
@@ -149,6 +150,26 @@ def _length(stage: StageSpec, world: int) -> Iterator[str]:
         yield "training: give steps or epochs, one of the two"
     if training.batch < world:
         yield f"training.batch: {training.batch} samples cannot be shared by {world} processes; raise it"
+
+
+def _live(spec: RunSpec, stage: StageSpec) -> Iterator[str]:
+    """Checks the exams that a stage asks for while it trains."""
+    live = stage.evaluate
+    if live is None:
+        return
+    if spec.evaluation is None:
+        yield "the run declares no evaluation to take questions from; add one"
+        return
+    kinds = {benchmark.name: benchmark.kind for benchmark in spec.evaluation.benchmarks}
+    unknown = [name for name in live.benchmarks or () if name not in kinds]
+    if unknown:
+        yield f"benchmarks: {unknown[0]!r} is not in the run's evaluation, which has {', '.join(kinds)}"
+    if "drawing" in [kinds.get(name) for name in live.benchmarks or ()] or set(kinds.values()) == {"drawing"}:
+        yield "benchmarks: drawings are not judged while a model trains; name others"
+    if spec.engine.kind == "deepspeed" and spec.engine.zero == 3:
+        yield "with zero 3 no process holds the model; use zero 0 to 2, or `mmmoe eval` when the stage is finished"
+    if spec.engine.ep_size > 1 and spec.evaluation.beams > 1:
+        yield "beams end at their own time, but processes that share experts must stay in step; use beams 1"
 
 
 def _data(stage: StageSpec) -> Iterator[str]:

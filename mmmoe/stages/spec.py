@@ -47,6 +47,17 @@ class RoutingSpec(Spec):
         return self
 
 
+class LiveSpec(Spec):
+    """Questions to the model while it trains."""
+
+    every: int = Field(ge=1)
+    """Steps from one exam to the next."""
+    limit: int = Field(default=100, ge=1)
+    """First so many questions of each benchmark."""
+    benchmarks: list[str] | None = None
+    """Names of benchmarks of the run's evaluation; null: all but drawings, which take too long."""
+
+
 class StageSpec(Spec):
     """One stage: what it starts from, what trains, on what, for how long."""
 
@@ -68,6 +79,8 @@ class StageSpec(Spec):
     trains runs in every step; one of them at least must be frozen."""
     routing: RoutingSpec | None = None
     """Of a model with vision experts; null means RoutingSpec's own values."""
+    evaluate: LiveSpec | None = None
+    """Exams of the run's evaluation while the stage trains; they change nothing in what it learns."""
     reuse: bool = False
     """Keep the result in the cache and take it from there when nothing it depends on has changed."""
 

@@ -19,6 +19,7 @@ from mmmoe.stages.draw import draw, total_steps
 from mmmoe.stages.handover import build_stage_model
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.ledger import RunFolder, Stopped
+from mmmoe.stages.live import LiveExam
 from mmmoe.stages.observe import StageObserver
 from mmmoe.stages.plan import print_trainable
 from mmmoe.stages.saver import Origin, StageSaver
@@ -62,7 +63,8 @@ def run_stage(
         metrics.truncate_after(start)
         folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
     watch = RouterWatch(stage.name, steps, metrics.read() if metrics is not None else [])
-    observer = StageObserver(metrics, stage.mixture.sources, saver, watch, place.traffic)
+    exam = None if stage.evaluate is None else LiveExam(run, stage, model, engine, here, in_step=place.size > 1)
+    observer = StageObserver(metrics, stage.mixture.sources, saver, watch, place.traffic, exam)
     try:
         result = fit(engine, source, training, steps, start, observer, stop=stop, title=f"stage {stage.name}")
         if result.stopped:

@@ -217,3 +217,37 @@ def die_in_process(spec, folder, cache, log, lives):
     torch.set_num_threads(1)
     subject = mortal_subject(log, lives, lambda: os.kill(os.getpid(), signal.SIGKILL))
     evaluate(subject, spec, folder, "trained", cache=cache)
+
+
+class SharedModel(FakeModel):
+    """Every pass waits for the same pass of all other processes, as one whose experts are shared does."""
+
+    passes = 0
+
+    def _meet(self):
+        self.passes += 1
+        met = dist.gather_objects(self.passes)
+        assert len(set(met)) == 1, met
+
+    def forward(self, *args, **more):
+        self._meet()
+        return super().forward(*args, **more)
+
+    def generate(self, *args, eos_id, max_new_tokens, **more):
+        assert eos_id is None, "an end of its own would leave the others waiting"
+        for _ in range(max_new_tokens):
+            self._meet()
+        said = super().generate(*args, eos_id=EOS, max_new_tokens=max_new_tokens, **more)
+        return [[*row, EOS, ord("!")] for row in said]
+
+
+def sit_in_step(rank, world, port, spec, folder):
+    """Evaluates a model that all processes have to run together."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.start(deadline_s=60)
+    model = SharedModel()
+    subject = Subject(model, FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"), in_step=True)
+    evaluate(subject, spec, folder, "trained")
+    (folder / f"rank{rank}.txt").write_text(str(model.passes))
+    dist.stop()

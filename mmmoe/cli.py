@@ -29,7 +29,7 @@ class Voice(StrEnum):
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview, route.")
+data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview, route. Other kits: lmms, vlmeval.")
 config_app = typer.Typer(no_args_is_help=True, help="Configurations: check, show, schema.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
@@ -261,6 +261,30 @@ def route(
     from mmmoe.stages.route import route as route_shards
 
     route_shards(shards, out, judges)
+
+
+@data_app.command()
+def lmms(
+    suite: Annotated[Path, typer.Argument(help="a file in configs/evaluation/")],
+    out: Annotated[Path, typer.Argument(help="folder for the task files; lmms-eval's --include_path")],
+) -> None:
+    """Write task files with which lmms-eval asks a suite's questions, from local files."""
+    from mmmoe.bridges.lmms_tasks import write_tasks
+    from mmmoe.evaluation.spec import EvaluationSpec
+
+    console.print(f"{out}: {', '.join(write_tasks(load(suite, EvaluationSpec), out))}", soft_wrap=True)
+
+
+@data_app.command()
+def vlmeval(
+    answers: Annotated[Path, typer.Argument(help="answers of one variant, e.g. runs/NAME/evaluation/trained")],
+    out: Annotated[Path, typer.Argument(help="folder for the files; its name is the model's")],
+) -> None:
+    """Write the answers of an evaluation as VLMEvalKit's prediction files."""
+    from mmmoe.bridges.vlmeval import write_predictions
+
+    for path in write_predictions(answers, out):
+        console.print(str(path), soft_wrap=True)
 
 
 @config_app.command(name="check")

@@ -67,6 +67,13 @@ class PictureStore:
             partial.unlink(missing_ok=True)
         return path
 
+    def keep_picture(self, picture: Image.Image) -> Path:
+        """Returns the file that has a picture in memory, as PNG."""
+        stream = BytesIO()
+        # A noisy page of 1,700 x 2,200 takes 0.5 s at level 1 and 2.2 s at the usual 6, for a file an eighth larger.
+        picture.convert("RGB").save(stream, "PNG", compress_level=1)
+        return self.keep(stream.getvalue(), "image")
+
 
 def _image_ending(data: bytes) -> str:
     """Returns the ending of a picture's format, after the whole of it was decoded."""

@@ -16,7 +16,7 @@ from mmmoe.evaluation.questions import Question
 from mmmoe.log import console
 from mmmoe.stages.evaluate import subject_of
 from mmmoe.stages.handover import rebuild
-from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.ledger import finished_stage
 
 
 class GenerateSpec(Spec):
@@ -54,7 +54,7 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
         raise ValueError("the prompt is empty; say what is to be drawn")
     if spec.image is not None and not Path(spec.image).is_file():
         raise ValueError(f"image: no file {spec.image}")
-    final, cache = _final(folder)
+    final, cache = finished_stage(folder)
     model, heritage = rebuild(final)
     if model.canvas is None:
         raise ValueError(f"{folder} holds a {heritage.model.family}, which draws no images; a text_harmony does")
@@ -76,14 +76,3 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
     sheet = out / "grid.png"
     grid(pictures, columns=min(4, spec.count)).save(sheet)
     return [*written, sheet]
-
-
-def _final(path: Path) -> tuple[Path, Path]:
-    """Returns a finished stage's folder and where its run keeps what towers made of pictures."""
-    if (path / "manifest.json").is_file():
-        return path, Path(RunFolder.open(path.parent.parent.parent).spec().cache)
-    folder = RunFolder.open(path)
-    done = folder.done()
-    if not done:
-        raise ValueError(f"{path} has no finished stage yet; go on with `mmmoe resume {path}`")
-    return folder.final(list(done)[-1]), Path(folder.spec().cache)

@@ -113,6 +113,24 @@ class RunFolder:
         return file
 
 
+def finished_stage(path: Path) -> tuple[Path, Path]:
+    """Returns a finished stage's folder and its run's cache.
+
+    Args:
+        path: That folder itself, or a run's, whose last finished stage is meant.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if (path / "manifest.json").is_file():
+        return path, Path(RunFolder.open(path.parent.parent.parent).spec().cache)
+    folder = RunFolder.open(path)
+    done = folder.done()
+    if not done:
+        raise ValueError(f"{path} has no finished stage yet; go on with `mmmoe resume {path}`")
+    return folder.final(list(done)[-1]), Path(folder.spec().cache)
+
+
 def _free_name(parent: Path, name: str) -> Path:
     number = 1
     while True:

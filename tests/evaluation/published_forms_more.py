@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 from published_forms import LETTER, SHORT, Asked, Form, document, held, lines, png, separated, table, wav
 
 FORMS = {}
@@ -312,3 +314,32 @@ FORMS["mario_eval"] = Form(
         for n, name in enumerate(SETS)
     ],
 )  # fmt: skip
+
+WORLD = ["index", "image", "question", "A", "B", "C", "D", "answer", "category"]
+WHICH_SHAPE = "Which\nshape?\nA. a round\nB. a square" + LETTER
+WHICH_NOW = "Which now?\nA. red\nB. green\nC. blue" + LETTER
+SHAPE = base64.b64encode(png(31)).decode()
+FORMS["vlmeval_choice"] = Form(
+    {
+        "vlmeval/choice.tsv": separated(
+            WORLD,
+            [
+                [7, SHAPE, "Which\nshape?", "a round", "a square", "", "", "B", "shapes"],
+                [8, "7", "Which now?", "red", "green", "blue", "nan", "C", "colours"],
+            ],
+            "\t",
+        )
+    },
+    [
+        Asked("7", WHICH_SHAPE, ("a square",), png(31), ("a round", "a square"), "shapes"),
+        Asked("8", WHICH_NOW, ("blue",), png(31), ("red", "green", "blue"), "colours"),
+    ],
+)
+FORMS["vlmeval_answer"] = Form(
+    {
+        "vlmeval/answer.tsv": separated(
+            ["index", "image", "question", "answer"], [[0, SHAPE, "What does it say?", "open"]], "\t"
+        )
+    },
+    [Asked("0", "What does it say?" + SHORT, ("open",), png(31))],
+)

@@ -191,7 +191,9 @@ CELLS = st.recursive(
 COLUMNS = ("id", "question", "answer", "choices", "image", "hint", "group", "box", "split")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=150
+)
 @given(
     row=st.dictionaries(st.sampled_from(COLUMNS), CELLS),
     answer_is=st.sampled_from(["text", "index", "letter", "literal"]),

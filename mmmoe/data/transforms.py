@@ -74,7 +74,7 @@ class ImageTransform:
         """Returns the picture as the tower takes it.
 
         Raises:
-            ValueError: It cannot be decoded or is too large.
+            ValueError: It cannot be decoded or is too large, also as the square that it is padded to.
         """
         if isinstance(image, tuple):
             raise ValueError("an image is one file, not a list of frames")
@@ -91,6 +91,11 @@ class ImageTransform:
         width, height = image.size
         if self.fit == "pad" and width != height:
             side = max(width, height)
+            if side * side > MAX_PIXELS:
+                raise ValueError(
+                    f"image of {width} x {height} pixels needs a square of {side} x {side}, which exceeds the limit of "
+                    f"{MAX_PIXELS}; shrink or cut it"
+                )
             square = Image.new("RGB", (side, side), self.background)
             square.paste(image, ((side - width) // 2, (side - height) // 2))
             image = square

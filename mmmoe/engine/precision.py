@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmmoe import dist
+from mmmoe.config.ids import CANVAS_VIEW
 from mmmoe.engine.spec import EngineSpec
 
 
@@ -33,7 +34,10 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def cast_inputs(inputs: Mapping[str, object], dtype: torch.dtype) -> dict[str, object]:
-    """Returns the inputs with floating tensors (media, features; also those in mappings) in the model's format."""
+    """Returns the inputs with floating tensors (media, features; also those in mappings) in the model's format.
+
+    Images that are to be drawn stay as they are: their noise is added, and their loss taken, in float32.
+    """
     return {name: _cast(value, dtype) for name, value in inputs.items()}
 
 
@@ -44,5 +48,5 @@ def to_host(tensor: Tensor) -> Tensor:
 
 def _cast(value: object, dtype: torch.dtype) -> object:
     if isinstance(value, Mapping):
-        return {name: _cast(inner, dtype) for name, inner in value.items()}
+        return {name: inner if name == CANVAS_VIEW else _cast(inner, dtype) for name, inner in value.items()}
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

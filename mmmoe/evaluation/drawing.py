@@ -14,7 +14,7 @@ from torch import Tensor
 from mmmoe.evaluation.clip_score import ClipJudge, clip_score
 from mmmoe.evaluation.frechet import distance_of_sets
 from mmmoe.evaluation.questions import Question
-from mmmoe.evaluation.writing import closeness, is_same
+from mmmoe.evaluation.writing import closeness, filtered, is_same
 
 
 class Reader(Protocol):
@@ -53,15 +53,32 @@ class Jury:
 def likeness(texts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """Returns how near what was read is to what was asked for.
 
-    `ned` is the mean likeness of words, `shuffled` the share that is right for the next question's word, which a model
-    that does not heed its prompt would reach as well, `shuffled_ned` likewise.
+    `ned` is the mean likeness of words, `shuffled` the share that is right for the next question's word that is
+    another, which a model that does not heed its prompt would reach as well, `shuffled_ned` likewise; where all
+    questions ask for one word there is none.
     """
-    others = [*answers[1:], *answers[:1]]
-    return {
-        "ned": _mean([closeness(text, answer) for text, answer in zip(texts, answers, strict=True)]),
+    found = {"ned": _mean([closeness(text, answer) for text, answer in zip(texts, answers, strict=True)])}
+    others = _next_different(answers)
+    if others is None:
+        return found
+    return found | {
         "shuffled": _mean([is_same(text, other) for text, other in zip(texts, others, strict=True)]),
         "shuffled_ned": _mean([closeness(text, other) for text, other in zip(texts, others, strict=True)]),
     }
+
+
+def _next_different(answers: Sequence[str]) -> list[str] | None:
+    """Returns for each answer the next one that is another to the reader, from the first on again behind the last."""
+    words = [filtered(answer) for answer in answers]
+    if len(set(words)) < 2:
+        return None
+    others, other = [""] * len(answers), 0
+    # Twice round from behind: the first round finds what stands behind the last.
+    for place in [*reversed(range(len(answers)))] * 2:
+        following = (place + 1) % len(answers)
+        other = following if words[following] != words[place] else other
+        others[place] = answers[other]
+    return others
 
 
 def ceiling(reader: Reader, questions: Sequence[Question]) -> float | None:
@@ -93,7 +110,17 @@ def _pixels(paths: Sequence[str]) -> Tensor:
 
 
 def as_picture(pixels_3HW: Tensor) -> Image.Image:
-    """Returns the picture of values 0 to 1."""
+    """Returns the picture of values 0 to 1.
+
+    Raises:
+        ValueError: Some are no finite numbers.
+    """
+    if not pixels_3HW.isfinite().all():
+        wrong = int((~pixels_3HW.isfinite()).sum())
+        raise ValueError(
+            f"a drawing has {wrong} values of {pixels_3HW.numel()} that are not finite: its sampler or its weights "
+            "have diverged; take another sampler, more steps or an earlier checkpoint"
+        )
     bytes_HW3 = (pixels_3HW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(bytes_HW3))
 

@@ -7,14 +7,21 @@ import re
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom."""
 ENOUGH = 0.5
+_NUMBER = re.compile(r"(?:(?<![\w.])-)?\d+(?:\.\d+)?")
+"""A minus behind a letter, a digit or a point is a dash: 1-3 are two numbers."""
 
 
 def box_of(text: str) -> Box | None:
     """Returns the box that a text names by its first four numbers, None where it names none or one turned round."""
-    numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)[:4]]
+    numbers = [float(number) for number in _NUMBER.findall(text)[:4]]
     if len(numbers) < 4 or numbers[2] < numbers[0] or numbers[3] < numbers[1]:
         return None
     return (numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+def area(box: Box) -> float:
+    """Returns what a box covers."""
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def overlap(one: Box, other: Box) -> float:
@@ -23,8 +30,7 @@ def overlap(one: Box, other: Box) -> float:
     high = min(one[3], other[3]) - max(one[1], other[1])
     if wide <= 0 or high <= 0:
         return 0.0
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return wide * high / (areas - wide * high)
+    return wide * high / (area(one) + area(other) - wide * high)
 
 
 def is_there(prediction: str, answer: str) -> bool:

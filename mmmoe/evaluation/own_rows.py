@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mmmoe.data.media import KINDS, count_marks
-from mmmoe.evaluation.location import box_of
+from mmmoe.evaluation.location import area, box_of
 from mmmoe.evaluation.prompts import worded
 from mmmoe.evaluation.spec import BenchmarkSpec
+from mmmoe.evaluation.writing import filtered
 
 OwnRow = dict[str, Any]
 """A line's object, in which media are whole paths and `answers` always is a list."""
@@ -93,6 +94,15 @@ def _check_answers(answers: list[str], choices: list[str] | tuple[str, ...], spe
         problems.append("the answer is empty")
     elif spec.kind == "location" and box_of(answers[0]) is None:
         problems.append(f"answer {answers[0]!r} names no box; give left, top, right and bottom")
+    elif spec.kind == "location" and any(area(box) == 0 for answer in answers if (box := box_of(answer)) is not None):
+        problems.append(
+            f"answers {answers!r} hold a box without area, which nothing overlaps; give left, top, right and bottom"
+        )
+    elif spec.kind == "drawing" and (wordless := [answer for answer in answers if not filtered(answer)]):
+        problems.append(
+            f"answer {wordless[0]!r} has no letter a-z nor digit, and nothing else counts in a drawing: an empty "
+            "picture would be right"
+        )
     if spec.kind == "multiple_choice" and len(choices) < 2:
         problems.append(f"multiple_choice needs two choices or more, got {choices!r}")
     elif choices and answers and (wrong := [answer for answer in answers if answer not in choices]):

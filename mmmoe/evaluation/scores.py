@@ -40,7 +40,7 @@ class ScoreRow:
     """A benchmark's score and what stands beside it."""
 
     variant: str
-    """Who answered and how: trained, blind (grey picture), untrained (fresh connector)."""
+    """Who answered and how: trained, blind (grey picture), untrained (before any image was seen)."""
     benchmark: str
     domain: str
     kind: str

@@ -185,7 +185,8 @@ class EvaluationSpec(Spec):
     blind: bool = True
     """Also answer with pictures and films replaced by grey, and sound by silence."""
     untrained: bool = True
-    """Also score the model as it was before any image was seen (fresh connector)."""
+    """Also score the model as it was before any image was seen: the language model as its last stage of text alone left
+    it, or pretrained, all else fresh; wholly fresh where a fresh one learned with pictures from its first stage on."""
     routing: RoutingMode = "predicted"
     """Which vision experts look at an image, of a model that has some (MoVA): those that the model names in a pass of
     its own; those that lower the loss of the right answer (labels); random ones; none; all; or a list of names."""

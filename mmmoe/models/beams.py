@@ -37,8 +37,9 @@ def beam_search(
 ) -> list[list[int]]:
     """Returns for each left-padded row the continuation of greatest mean log-likelihood, without its end.
 
-    With one beam it is the greedy one. Rows do not depend on one another. A repetition penalty p divides positive
-    logits of tokens that a continuation has already, and multiplies negative ones (CTRL, arXiv 1909.05858).
+    With one beam it is the greedy one. Rows do not depend on one another. As in transformers a continuation ends only
+    where that is among the likeliest `beams`. A repetition penalty p divides positive logits of tokens that a
+    continuation has already, and multiplies negative ones (CTRL, arXiv 1909.05858).
     """
     decoder, embed = language.get_decoder(), language.get_input_embeddings()
     batch, device = len(prompt.mask_BT), prompt.mask_BT.device
@@ -99,12 +100,14 @@ def _kept(
     parents, tokens, scores = list[int](), list[int](), list[list[float]]()
     for number, row in enumerate(rows):
         going: list[tuple[int, int, float]] = []
-        for score, place in zip(best_BC[number].tolist(), place_BC[number].tolist(), strict=True):
+        found = zip(best_BC[number].tolist(), place_BC[number].tolist(), strict=True)
+        for rank, (score, place) in enumerate(found):
             beam, token = divmod(place, vocabulary)
             if score == float("-inf"):
                 continue
             if token in stops:
-                if row.is_done:
+                # Those behind the first `beams` are looked at to find enough that go on, not to end there.
+                if row.is_done or rank >= beams:
                     continue
                 row.ended.append((score / length, tokens_NL[number * beams + beam].tolist()))
             elif len(going) < beams:

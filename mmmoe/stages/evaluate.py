@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from mmmoe import dist, paths
 from mmmoe.config.ids import CANVAS_VIEW
 from mmmoe.data.slide_task import IMAGE_GENERATION, TEXT_GENERATION, keyword_task
@@ -18,11 +16,11 @@ from mmmoe.evaluation.spec import EvaluationSpec
 from mmmoe.evaluation.subject import Subject, TaskRule
 from mmmoe.evaluation.table import category_table, score_table
 from mmmoe.log import console
-from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spliced import SplicedModel
+from mmmoe.stages.before_pictures import before_pictures
 from mmmoe.stages.draw import transforms_of
-from mmmoe.stages.handover import rebuild, tensors_of
+from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.image_routing import guide_of
 from mmmoe.stages.ledger import RunFolder
@@ -51,7 +49,7 @@ def evaluate_checkpoint(final: Path, spec: EvaluationSpec, out: Path, cache: Pat
     key = heritage.checkpoint.digest
 
     def untrained() -> Subject:
-        return subject_of(_before_pictures(heritage), heritage, cache, spec.tasks, f"{key} before pictures")
+        return subject_of(before_pictures(heritage), heritage, cache, spec.tasks, f"{key} before pictures")
 
     trained = subject_of(model, heritage, cache, spec.tasks, key)
     rows = evaluate_all(trained, spec, out, untrained, cache, paper_scores(heritage.model.family))
@@ -134,8 +132,16 @@ def subject_of(
 
 
 def question_task(model: SplicedModel, tasks: TaskSource) -> TaskRule | None:
-    """Returns what tells a question's task to a Slide-LoRA's gate; a learned gate is not told."""
+    """Returns what tells a question's task to a Slide-LoRA's gate; a learned gate is not told.
+
+    Raises:
+        ValueError: A task is to be told to a model that has no such gate.
+    """
     if model.slide is None:
+        if tasks != "model":
+            raise ValueError(
+                f"evaluation.tasks is {tasks}, but the model has no Slide-LoRA that could be told; leave it out"
+            )
         return None
     source = model.slide.spec.gate if tasks == "model" else tasks
     if source == "learned":
@@ -144,17 +150,3 @@ def question_task(model: SplicedModel, tasks: TaskSource) -> TaskRule | None:
     if source == "keyword":
         return lambda question, draws: keyword_task(question)
     return lambda question, draws: IMAGE_GENERATION if draws else TEXT_GENERATION
-
-
-def _before_pictures(heritage: Heritage) -> SplicedModel:
-    """Returns the model with its trained language weights but a fresh connector and fresh adapters."""
-    model = build_model(heritage.model, heritage.seed)
-    add_adapters(model, heritage.adapters, heritage.seed)
-    own = tensors_of(model)
-    adapters = (".lora.", ".experts.", ".router.")
-    with torch.no_grad():
-        for name, tensor in heritage.checkpoint.tensors.items():
-            is_adapter = any(part in name for part in adapters) and not name.endswith(".weight_EOI")
-            if name.startswith("language.") and not is_adapter:
-                own[name].data.copy_(tensor)
-    return model

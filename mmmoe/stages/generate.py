@@ -13,10 +13,12 @@ from mmmoe.config.load import settings
 from mmmoe.config.spec import Spec
 from mmmoe.evaluation.drawing import as_picture, grid
 from mmmoe.evaluation.questions import Question
-from mmmoe.log import console
+from mmmoe.log import console, logger
+from mmmoe.models.spec import ModelSpec
 from mmmoe.stages.evaluate import subject_of
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.ledger import finished_stage
+from mmmoe.stages.preflight_drawing import lays_letters, problem_of_letters
 
 
 class GenerateSpec(Spec):
@@ -47,7 +49,8 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
         overrides: `key=value` of GenerateSpec.
 
     Raises:
-        ValueError: The folder holds no finished model that draws, or a value is wrong.
+        ValueError: The folder holds no finished model that draws, a value is wrong, or the model lays quoted letters on
+            cells and those of the prompt do not fit on them.
     """
     spec = settings(GenerateSpec, list(overrides))
     if not prompt.strip():
@@ -58,6 +61,7 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
     model, heritage = rebuild(final)
     if model.canvas is None:
         raise ValueError(f"{folder} holds a {heritage.model.family}, which draws no images; a text_harmony does")
+    _check_letters(heritage.model, prompt)
     subject = subject_of(model, heritage, cache)
     subject.batch = spec.batch
     image = None if spec.image is None else Path(spec.image)
@@ -76,3 +80,13 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
     sheet = out / "grid.png"
     grid(pictures, columns=min(4, spec.count)).save(sheet)
     return [*written, sheet]
+
+
+def _check_letters(model: ModelSpec, prompt: str) -> None:
+    problem = problem_of_letters(model, [prompt])
+    if problem is not None:
+        raise ValueError(f"prompt: {problem}")
+    if lays_letters(model) and '"' not in prompt:
+        logger().warning(
+            'the prompt has no text in quotation marks, and this model writes what is quoted: try the word "HELLO"'
+        )

@@ -77,7 +77,8 @@ class LiveExam:
             self._engine.device,
             cache=Path(run.cache) / "pictures" if keeps else None,
             guide=guide_of(run.model),
-            task=question_task(model, self._spec.tasks),
+            # A stage before the one that adds a Slide-LoRA has nobody to tell.
+            task=question_task(model, "model" if model.slide is None else self._spec.tasks),
             dtype=dtype,
             in_step=self._in_step,
         )

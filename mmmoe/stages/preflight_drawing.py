@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 
 from mmmoe import paths
 from mmmoe.data.letters import Letters
 from mmmoe.data.tokenizer import load_tokenizer
 from mmmoe.evaluation.judge import RUNTIME
+from mmmoe.evaluation.questions import load_questions
 from mmmoe.evaluation.spec import EvaluationSpec
 from mmmoe.models.language import tokenizer_folder
-from mmmoe.models.spec import TextHarmonySpec
+from mmmoe.models.lora.spec import SlideLoRASpec
+from mmmoe.models.spec import ModelSpec, TextHarmonySpec
+from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 SAMPLE = "QUICK"
@@ -28,6 +31,21 @@ def problems_of_drawing(run: RunSpec) -> Iterator[str]:
             yield from (f"model.decoder.glyphs: {text}" for text in _of_letters(run.model))
     if run.evaluation is not None:
         yield from (f"evaluation.{text}" for text in _of_evaluation(run, run.evaluation))
+
+
+def lays_letters(model: ModelSpec) -> bool:
+    """Says whether a model lays each letter between quotation marks on a cell of its own."""
+    return isinstance(model, TextHarmonySpec) and model.decoder.glyphs is not None
+
+
+def problem_of_letters(model: ModelSpec, prompts: Iterable[str]) -> str | None:
+    """Returns why the first of some prompts that a model cannot write is none; None if there is none such."""
+    if not isinstance(model, TextHarmonySpec) or model.decoder.glyphs is None:
+        return None
+    tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(model)))
+    letters, cells = Letters(tokenizer), model.decoder.width // model.decoder.glyphs.pitch
+    found = (letters.problem(tokenizer.encode(prompt, add_special_tokens=False), cells) for prompt in prompts)
+    return next((problem for problem in found if problem is not None), None)
 
 
 def _of_stage(stage: StageSpec) -> Iterator[str]:
@@ -65,8 +83,36 @@ def _of_letters(model: TextHarmonySpec) -> Iterator[str]:
         )
 
 
+def _of_questions(run: RunSpec, evaluation: EvaluationSpec) -> Iterator[str]:
+    """Looks for words that do not fit on their cells."""
+    for benchmark in evaluation.benchmarks if lays_letters(run.model) else ():
+        if benchmark.kind != "drawing":
+            continue
+        try:
+            questions = load_questions(benchmark, evaluation.limit).questions
+            problem = problem_of_letters(run.model, [question.text for question in questions])
+        except ValueError:
+            continue  # told with the files and the templates
+        if problem is not None:
+            yield f"benchmarks.{benchmark.name}: {problem}"
+
+
+def _tells_somebody(run: RunSpec, evaluation: EvaluationSpec) -> Iterator[str]:
+    """Looks for a gate that can be told tasks."""
+    if evaluation.tasks == "model":
+        return
+    try:
+        adapters = adapters_in(run, run.stages[-1])
+    except ValueError:
+        return  # told with where stages start
+    if not any(isinstance(adapter, SlideLoRASpec) for adapter in adapters):
+        yield f"tasks: {evaluation.tasks}, but no stage adds a Slide-LoRA that could be told; leave it out"
+
+
 def _of_evaluation(run: RunSpec, evaluation: EvaluationSpec) -> Iterator[str]:
     """Looks for who draws and who judges."""
+    yield from _tells_somebody(run, evaluation)
+    yield from _of_questions(run, evaluation)
     drawn = [benchmark.name for benchmark in evaluation.benchmarks if benchmark.kind == "drawing"]
     if not drawn:
         return

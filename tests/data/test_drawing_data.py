@@ -18,7 +18,7 @@ from mmmoe.data.canvas import CanvasTransform
 from mmmoe.data.collate import collate
 from mmmoe.data.dataset import Dataset, Source, with_features
 from mmmoe.data.encode import encode_missing
-from mmmoe.data.letters import MOST
+from mmmoe.data.letters import MOST, Letters
 from mmmoe.data.pack import pack
 from mmmoe.data.quarantine import Quarantine
 from mmmoe.data.record import Turn
@@ -269,3 +269,20 @@ def test_what_is_no_picture_is_told():
         DRAW((png(1), png(2)))
     assert torch.equal(DRAW.blank(), torch.zeros(3, 4, 8))
     assert DRAW.key == "canvas=4x8"
+
+
+def test_the_last_pair_of_marks_counts_and_what_does_not_fit_on_cells_is_said(bytewise):
+    letters = Letters(bytewise)
+
+    def ids(text):
+        return bytewise.encode(text, add_special_tokens=False)
+
+    def quoted(text):
+        return shown(bytewise, [ids(text)[place] for place in letters.quoted(ids(text))])
+
+    assert quoted('"AB" and "CD" on 5" paper') == "CD"
+    assert quoted('5" paper') == quoted("AB") == ""
+    assert letters.problem(ids('the word "ABC"'), 3) is None
+    assert letters.problem(ids("no word"), 3) is None
+    assert "'ABCD' between quotation marks has 4 letters, but 3 fit" in letters.problem(ids('"ABCD"'), 3)
+    assert "each of these is laid on the cell of one letter" in letters.problem(ids('"\u00c9"'), 6), "two bytes"

@@ -69,6 +69,13 @@ def test_too_many_pixels_are_refused(monkeypatch):
         decode(encoded(Image.new("RGB", (10, 10))))
 
 
+def test_a_line_is_not_padded_to_a_square_beyond_the_limit():
+    line = Image.new("RGB", (1, 60_000))
+    with pytest.raises(ValueError, match="1 x 60000 pixels needs a square of 60000 x 60000"):
+        ImageTransform(4, HALF, HALF, "pad")(line)
+    assert ImageTransform(4, HALF, HALF, "stretch")(line).shape == (3, 4, 4)
+
+
 def test_every_cut_of_a_file_is_a_value_error():
     data = encoded(Image.effect_noise((32, 32), 50).convert("RGB"), "JPEG")
     for end in range(0, len(data) - 40, 40):

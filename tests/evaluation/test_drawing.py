@@ -81,11 +81,28 @@ def test_steps_guidance_and_tasks_reach_the_model(faked, benchmark_file, tmp_pat
 def test_measures_tell_apart_a_model_that_does_not_heed_its_prompt():
     answers = ["ab", "cd", "ab"]
     same = likeness(["ab"] * 3, answers)
-    assert same["shuffled"] == pytest.approx(2 / 3)
+    assert same["shuffled"] == pytest.approx(1 / 3), "the third's next other word is the second's"
     assert same["ned"] == pytest.approx(2 / 3, abs=1e-4)
     found = likeness(["A-b", "c", ""], answers)
     assert found["ned"] == pytest.approx((1 + 0.5 + 0) / 3, abs=1e-4)
     assert found["shuffled_ned"] == pytest.approx(0.0, abs=1e-4)
+    assert likeness(["c", "d", "a", "a"], ["a", "A!", "b", "c"])["shuffled"] == pytest.approx(1 / 4)
+    assert set(likeness(["a", "b"], ["a", "A"])) == {"ned"}, "there is no other word"
+
+
+def test_pixels_that_are_no_numbers_are_refused():
+    pixels = torch.zeros(3, 2, 2)
+    pixels[1, 0, 0], pixels[2, 1, 1] = float("nan"), float("inf")
+    with pytest.raises(ValueError, match="a drawing has 2 values of 12 that are not finite"):
+        as_picture(pixels)
+
+
+def test_words_that_no_judge_can_tell_from_nothing_are_refused(benchmark_file):
+    rows = rows_of()
+    rows[1]["answer"], rows[3]["answer"] = "\u00e9", "!?"
+    with pytest.raises(ValueError, match="has 2 errors") as refused:
+        load_questions(spec_of(benchmark_file(rows)).benchmarks[0])
+    assert "answer '!?' has no letter a-z nor digit" in str(refused.value)
 
 
 def test_an_answer_may_hold_the_right_one(benchmark_file, tmp_path):
@@ -226,6 +243,8 @@ def test_boxes_in_words():
     assert box_of("nowhere") is None
     assert box_of("3 2 1 4") is None, "turned round"
     assert box_of("1 4 3 2") is None
+    assert box_of("[-3, -1.5, 2, 4]") == (-3, -1.5, 2, 4)
+    assert box_of("from 1-3 to 5-7, x-2") == (1, 3, 5, 7), "dashes"
 
 
 @pytest.mark.parametrize(
@@ -263,9 +282,11 @@ def test_places_are_scored_and_wrong_answers_refused(benchmark_file, tmp_path):
     assert (row.kind, row.score, row.measures) == ("location", pytest.approx(1 / 3), {})
     rows[1]["answer"] = "in the middle"
     rows[2]["answer"] = "5 5 1 9"
-    with pytest.raises(ValueError, match="has 2 errors") as refused:
+    rows[0]["answer"] = "5 5 5 9"
+    with pytest.raises(ValueError, match="has 3 errors") as refused:
         load_questions(spec_of(benchmark_file(rows), "location").benchmarks[0])
     assert "answer 'in the middle' names no box; give left, top, right and bottom" in str(refused.value)
+    assert "answers ['5 5 5 9'] hold a box without area" in str(refused.value)
 
 
 # Who tells the gate
@@ -295,7 +316,12 @@ def test_who_tells_the_gate_a_questions_task(gate, tasks, told):
     if rule is not None:
         asked = [("Generate an image of x.", True), ("Draw x.", True), ("What is it?", False)]
         assert [rule(question, draws) for question, draws in asked] == told
-    assert question_task(SimpleNamespace(slide=None), tasks) is None
+
+
+def test_a_model_without_a_gate_is_told_nothing():
+    assert question_task(SimpleNamespace(slide=None), "model") is None
+    with pytest.raises(ValueError, match=r"evaluation\.tasks is label, but the model has no Slide-LoRA"):
+        question_task(SimpleNamespace(slide=None), "label")
 
 
 def test_tasks_reach_the_model_in_every_kind_of_question(benchmark_file, tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from models_toy import randomise, toy_model
@@ -46,6 +49,52 @@ def test_one_beam_is_greedy(model):
     greedy = model.generate(ids, mask, max_new_tokens=6, eos_id=None)
     prompt = model._splice(ids, mask, None, None, None, left=True)
     assert beam_search(model.language, model.head, prompt, 1, 6, frozenset()) == greedy
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("row", [[5, 6, 7], [8, 9]])
+def test_one_beam_is_greedy_whatever_ends_an_answer(model, row):
+    """Most of these ends are at some step the second likeliest, where a greedy answer goes on."""
+    prompt, ids = prompt_of(model, [row]), torch.tensor([row])
+    for stop in range(model.language.config.vocab_size):
+        greedy = model.generate(ids, torch.ones_like(ids).bool(), max_new_tokens=12, eos_id=stop)
+        assert beam_search(model.language, model.head, prompt, 1, 12, frozenset([stop])) == greedy
+
+
+class Rehearsed:
+    """A language model whose next logits depend on the number of tokens said alone."""
+
+    def __init__(self, steps):
+        self.steps, self.said = steps, 0
+
+    def get_decoder(self):
+        return self
+
+    def get_input_embeddings(self):
+        return lambda ids: torch.zeros(*ids.shape, 1)
+
+    def __call__(self, inputs_embeds, **kwargs):
+        hidden = torch.full((len(inputs_embeds), 1, 1), float(self.said))
+        self.said += 1
+        return SimpleNamespace(last_hidden_state=hidden, past_key_values=MagicMock())
+
+    def head(self, hidden_ND):
+        return self.steps[int(hidden_ND[0, 0])].expand(len(hidden_ND), -1)
+
+
+def test_a_second_choice_does_not_end_a_greedy_answer():
+    """Token 0 at .50 against an end (1) at .45; all that follows is flat, so ending at once has the better mean."""
+    steps = torch.tensor([[0.5, 0.45, 0.05, 1e-9, 1e-9]] + [[0.25, 0.15, 0.2, 0.2, 0.2]] * 3).log()
+    prompt = SimpleNamespace(
+        embeddings_BTD=torch.zeros(1, 1, 1),
+        mask_BT=torch.ones(1, 1, dtype=torch.bool),
+        position_BT=torch.zeros(1, 1, dtype=torch.int64),
+    )
+    found = {}
+    for beams in (1, 2):
+        language = Rehearsed(steps)
+        found[beams] = beam_search(language, language.head, prompt, beams, 4, frozenset([1]))[0]
+    assert found == {1: [0, 0, 0, 0], 2: []}
 
 
 @torch.no_grad()

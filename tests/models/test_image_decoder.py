@@ -9,7 +9,7 @@ import torch
 from mmmoe.engine.groups import freeze
 from mmmoe.engine.precision import cast_parameters
 from mmmoe.models.image_decoder.context import PreviousMaps
-from mmmoe.models.image_decoder.sampling import samplers
+from mmmoe.models.image_decoder.sampling import PREDICTIONS, SCHEDULE, sampler_of, samplers, trial
 
 SPECS = {"cells": toy.spec_of, "vae": toy.vae_spec, "plain": lambda: toy.spec_of(glyphs=None, synchroniser=None)}
 
@@ -138,10 +138,31 @@ def test_drawing_together_is_drawing_one_by_one(spec):
     assert not torch.allclose(draw(decoder, inputs, seeds=[7, 8, 9]), together, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", samplers())
+VELOCITY = {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear"}
+ZERO_SNR = {"beta_schedule": "squaredcos_cap_v2", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("more", [{}, ZERO_SNR], ids=["usual", "zero"])
+def test_every_listed_sampler_draws_what_a_perfect_network_says(kind, more):
+    fields = {"prediction_type": kind, "clip_sample": False} | (more if kind != "epsilon" else {})
+    names = samplers(fields)
+    assert "DDIMScheduler" in names
+    assert "EDMEulerScheduler" not in names
+    assert len(names) >= (2 if "rescale_betas_zero_snr" in fields else 5)
+    for name in names:
+        assert (trial(name, fields) - 0.3).abs().mean() < 0.05, name
+        config = sampler_of(name, fields).config
+        assert all(config[key] == value for key, value in fields.items() if key in SCHEDULE), name
+
+
+def test_a_sampler_has_the_betas_of_training_where_none_are_declared():
+    assert sampler_of("HeunDiscreteScheduler", {}).config.beta_start == 1e-4  # its own would be 8.5e-4
+
+
+@pytest.mark.parametrize("name", samplers(VELOCITY))
 def test_any_sampler_of_diffusers_draws_and_depends_on_seeds_alone(name):
-    scheduler = {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear"}
-    decoder, inputs = toy.decoder_of(toy.spec_of(sampler=name, scheduler=scheduler)), toy.inputs_of()
+    decoder, inputs = toy.decoder_of(toy.spec_of(sampler=name, scheduler=VELOCITY)), toy.inputs_of()
     first = draw(decoder, inputs, steps=5, guidance=1.0)
     torch.manual_seed(123)
     assert torch.equal(draw(decoder, inputs, steps=5, guidance=1.0), first)

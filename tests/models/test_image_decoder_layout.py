@@ -200,6 +200,11 @@ def test_lost_tensors_are_said(layout):
         ({"scheduler": {"beta_schedule": "square"}}, "makes no schedule"),
         ({"scheduler": {"prediction_type": "epsilon", "rescale_betas_zero_snr": True}}, "last step is noise alone"),
         ({"scheduler": {"prediction_type": "flow"}}, r"scheduler\.prediction_type is 'flow'"),
+        ({"sampler": "PNDMScheduler", "scheduler": {"prediction_type": "sample"}},
+         "'PNDMScheduler' cannot draw with these fields .* take one of .*DDIMScheduler"),
+        ({"sampler": "EDMEulerScheduler"}, "'EDMEulerScheduler' knows no beta_start"),
+        ({"sampler": "PNDMScheduler", "scheduler": {"prediction_type": "sample", "rescale_betas_zero_snr": True}},
+         "'PNDMScheduler' knows no rescale_betas_zero_snr, by which the noise is added"),
         ({"sampler": "DDIMSheduler"}, "sampler 'DDIMSheduler' is none of .*DDIMScheduler"),
     ],
 )  # fmt: skip
@@ -264,7 +269,10 @@ def test_cells_of_pixels_come_back():
 
 
 def test_the_vae_is_no_part_of_the_tree_but_moves_with_the_model():
-    decoder = toy.decoder_of(toy.vae_spec()).half()
+    decoder = toy.decoder_of(toy.vae_spec())
+    before = {name: tensor.clone() for name, tensor in decoder.canvas.vae.state_dict().items()}
+    decoder.bfloat16().half()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.canvas.vae.state_dict().items())
     assert not any("vae" in name for name, _ in decoder.named_parameters())
     assert not any("vae" in name for name in decoder.state_dict())
     assert {tensor.dtype for tensor in decoder.canvas.vae.parameters()} == {torch.float32}

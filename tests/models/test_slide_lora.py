@@ -291,6 +291,18 @@ def test_a_frozen_gates_loss_is_told_and_no_part_of_the_loss():
     assert output.auxiliary_layers["gate"].shape == (3, 1)
 
 
+def test_who_is_told_tasks_has_them_in_place_of_a_soft_gates_own():
+    model = toy(**SOFT)
+    gate, x, mask = model.slide.eval(), torch.randn(3, 5, 32), torch.ones(3, 5).bool()
+    own = gate.turn(TASKS, x, mask)
+    soft_BE = gate.rows._gate_BK
+    gate.heeds_tasks = True
+    told = torch.tensor([DRAW, WRITE, -1])
+    assert torch.equal(gate.turn(told, x, mask), torch.tensor([DRAW, WRITE, int(own[2])]))
+    torch.testing.assert_close(gate.rows._gate_BK[:2], torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]))
+    assert torch.equal(gate.rows._gate_BK[2], soft_BE[2])
+
+
 def test_soft_mixing_teaches_the_gate_through_the_answer():
     model = toy(gate="learned", mixing="soft").train()
     output = model(**batch())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -10,6 +12,7 @@ from mmmoe.config.load import load
 from mmmoe.evaluation.spec import BenchmarkSpec, ClipSpec, DrawingSpec, EvaluationSpec
 from mmmoe.paths import project_root
 from mmmoe.stages import preflight_drawing
+from mmmoe.stages.generate import _check_letters
 from mmmoe.stages.preflight import problems
 from mmmoe.stages.preflight_drawing import problems_of_drawing
 from mmmoe.stages.spec import RunSpec
@@ -112,3 +115,37 @@ def test_sharding_a_trained_encoder_is_refused_because_it_hangs(tmp_path):
     ]
     for fine in (("engine.zero=2", tower, trained), ("engine.zero=3", tower), ("engine.zero=3", trained)):
         assert not list(problems_of_drawing(run(tokenizer_of(tmp_path), *fine)))
+
+
+def test_words_of_a_benchmark_that_do_not_fit_on_their_cells_are_told(tmp_path, judge):
+    questions = [
+        {"id": n, "question": f'Write "{word}" in red.', "answer": word} for n, word in enumerate(["AB", "ABCDEFG"])
+    ]
+    (tmp_path / "write.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    spec = with_drawing(run(tokenizer_of(tmp_path / "letters")), judge)
+    [benchmark] = spec.evaluation.benchmarks
+    benchmark = benchmark.model_copy(update={"file": str(tmp_path / "write.jsonl")})
+    spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"benchmarks": [benchmark]})})
+    [told] = problems_of_drawing(spec)
+    assert told == (
+        "evaluation.benchmarks.write: 'ABCDEFG' between quotation marks has 7 letters, but 6 fit; shorten it"
+    )
+
+
+def test_a_prompt_is_refused_before_anything_is_drawn(tmp_path):
+    model = run(tokenizer_of(tmp_path, "LL")).model
+    _check_letters(model, 'the word "HI"')
+    with pytest.raises(ValueError, match="prompt: of 'HELLO' between quotation marks the tokenizer makes"):
+        _check_letters(model, 'the word "HELLO"')
+    with pytest.raises(ValueError, match="has 7 letters, but 6 fit"):
+        _check_letters(model, 'the word "ABCDEFG"')
+
+
+def test_tasks_are_told_to_a_gate_alone(tmp_path, judge):
+    spec = with_drawing(run(tokenizer_of(tmp_path)), judge)
+    told = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"tasks": "label"})})
+    assert list(problems_of_drawing(told)) == []
+    alone = told.model_copy(update={"stages": told.stages[:1]})
+    assert list(problems_of_drawing(alone)) == [
+        "evaluation.tasks: label, but no stage adds a Slide-LoRA that could be told; leave it out"
+    ]

@@ -90,10 +90,10 @@ class Canvas(ImageTower):
         return rearrange(cells_ICHW, "i c h w -> i (h w) c")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Canvas:
-        """Moves the VAE with the model."""
+        """Moves the VAE with the model; its values keep float32, which going through a shorter format would round."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it without types
         if self.vae is not None:
-            self.vae._apply(fn).float()
+            self.vae._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device))
         return self
 
 

@@ -14,7 +14,7 @@ from mmmoe.models.image_decoder.context import ContextProjection, EmptyContext, 
 from mmmoe.models.image_decoder.glyphs import GlyphCells
 from mmmoe.models.image_decoder.layout import build_unet, build_vae, empty_prompt, scheduler_fields
 from mmmoe.models.image_decoder.masking import image_loss
-from mmmoe.models.image_decoder.sampling import noise_schedule, sample, sampler_of
+from mmmoe.models.image_decoder.sampling import check_sampler, noise_schedule, sample, sampler_of
 from mmmoe.models.image_decoder.spec import ImageDecoderSpec
 from mmmoe.models.mmfs.unet import UNetSynchroniser
 
@@ -44,7 +44,7 @@ class ImageDecoder(nn.Module):
         super().__init__()
         self.spec, self.fields = spec, scheduler_fields(spec)
         self.schedule = noise_schedule(self.fields, "image_decoder.scheduler")
-        sampler_of(spec.sampler, self.fields)
+        check_sampler(spec.sampler, self.fields)
         self.canvas = Canvas(build_vae(spec, meta=meta), (spec.height, spec.width), spec.patch)
         extra = spec.glyphs.channels if spec.glyphs is not None else 0
         self.unet: Any = build_unet(spec, self.canvas.latent_channels, extra, meta=meta)

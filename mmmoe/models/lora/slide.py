@@ -125,7 +125,12 @@ class SlideGate(nn.Module):
         self._logits_BE, self._task_B = self.logits(x_BTD, mask_BT), task_B
         chosen_B = self._logits_BE.argmax(dim=1)
         if self.spec.mixing == "soft":
-            self.rows.turn(*self.soft(self._logits_BE.softmax(dim=1)))
+            probability_BE = self._logits_BE.softmax(dim=1)
+            if self.heeds_tasks and not self.training:
+                told_BE = F.one_hot(task_B.clamp(min=0), self.spec.tasks).to(probability_BE)
+                probability_BE = torch.where((task_B == UNKNOWN)[:, None], probability_BE, told_BE)
+                chosen_B = probability_BE.argmax(dim=1)
+            self.rows.turn(*self.soft(probability_BE))
             return chosen_B
         if self.training or self.heeds_tasks:
             chosen_B = torch.where(task_B == UNKNOWN, chosen_B, task_B)

@@ -285,4 +285,3 @@ def test_the_last_pair_of_marks_counts_and_what_does_not_fit_on_cells_is_said(by
     assert letters.problem(ids('the word "ABC"'), 3) is None
     assert letters.problem(ids("no word"), 3) is None
     assert "'ABCD' between quotation marks has 4 letters, but 3 fit" in letters.problem(ids('"ABCD"'), 3)
-    assert "each of these is laid on the cell of one letter" in letters.problem(ids('"\u00c9"'), 6), "two bytes"

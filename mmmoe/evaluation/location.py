@@ -7,7 +7,7 @@ import re
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom."""
 ENOUGH = 0.5
-_NUMBER = re.compile(r"(?:(?<![\w.])-)?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\w.])-)?(?:\d+(?:\.\d+)?|\.\d+)")
 """A minus behind a letter, a digit or a point is a dash: 1-3 are two numbers."""
 
 

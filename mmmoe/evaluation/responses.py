@@ -15,8 +15,8 @@ from mmmoe.log import logger
 
 RESPONSES = "responses"
 """Folder of all answers in a cache: one folder a model, in it JSON Lines, one file for each process at a time."""
-FORM = 1
-"""Number of the way keys are made; answers under another one are not found."""
+FORM = 2
+"""Number of the way answers are made and named, generation included; those under another one are not found."""
 Response = str | float
 """Words that were generated, or the log-likelihood of a choice."""
 

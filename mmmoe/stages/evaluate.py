@@ -18,7 +18,8 @@ from mmmoe.evaluation.table import category_table, score_table
 from mmmoe.log import console
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spliced import SplicedModel
-from mmmoe.stages.before_pictures import before_pictures
+from mmmoe.models.weights import base_fingerprint
+from mmmoe.stages.before_pictures import before_pictures, last_of_text
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
@@ -46,10 +47,12 @@ def evaluate_run(spec: RunSpec, folder: RunFolder) -> list[ScoreRow]:
 def evaluate_checkpoint(final: Path, spec: EvaluationSpec, out: Path, cache: Path) -> list[ScoreRow]:
     """Evaluates a finished stage's folder; collective."""
     model, heritage = rebuild(final)
-    key = heritage.checkpoint.digest
+    key = _weights(heritage)
 
     def untrained() -> Subject:
-        return subject_of(before_pictures(heritage), heritage, cache, spec.tasks, f"{key} before pictures")
+        text = last_of_text(heritage.path)
+        taught = "" if text is None else _weights(Heritage.read(text))
+        return subject_of(before_pictures(heritage), heritage, cache, spec.tasks, f"{key} before pictures: {taught}")
 
     trained = subject_of(model, heritage, cache, spec.tasks, key)
     rows = evaluate_all(trained, spec, out, untrained, cache, paper_scores(heritage.model.family))
@@ -84,6 +87,12 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
     out = (run_path if path == run_path else path.parent) / folder_name(spec.evaluation, own or spec.evaluation)
     evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
     dist.stop()
+
+
+def _weights(heritage: Heritage) -> str:
+    """Returns what names a finished stage's weights: its checkpoint, and the base weights that it does not hold."""
+    parts = [heritage.model.language, *heritage.model.parts().values()]
+    return " ".join([heritage.checkpoint.digest, *(base_fingerprint(part) for part in parts)])
 
 
 def _suite(override: str) -> str:

@@ -239,6 +239,8 @@ def test_pictures_of_values_and_their_grid():
 def test_boxes_in_words():
     assert box_of("from 1.5, 2 to 30 and 4") == (1.5, 2, 30, 4)
     assert box_of("[1, 2, 3, 4], or 9") == (1, 2, 3, 4)
+    assert box_of("[.10, .1, -.5, 0.5]") is None, "turned round: a leading point is no tens"
+    assert box_of("[.10, .1, .5, 0.5]") == (0.1, 0.1, 0.5, 0.5)
     assert box_of("1 2 3") is None
     assert box_of("nowhere") is None
     assert box_of("3 2 1 4") is None, "turned round"

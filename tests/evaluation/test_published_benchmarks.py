@@ -117,6 +117,16 @@ BAD = {
     "no name": ({"image": "QUJD" * 100}, {}, "is no file's name; if the column holds it itself, leave `media` out"),
     "no end of it": ({"image": "a\0.png"}, {}, "no image at"),
     "not among": ({"answer": "c"}, {"choices": "choices"}, "answer 'c' is not among the choices ('a', 'b')"),
+    "an index of a text that repeats": (
+        {"choices": ["a", "b", "b"], "answer": 2},
+        {"choices": "choices", "answer_is": "index"},
+        "answer '2' is 'b', which stands more than once among the choices ('a', 'b', 'b')",
+    ),
+    "a letter of a text that repeats": (
+        {"choices": ["a", "b", "b"], "answer": "C"},
+        {"choices": "choices", "answer_is": "letter"},
+        "answer 'C' is 'b', which stands more than once",
+    ),
     "no list": (
         {"choices": "a or b"},
         {"choices": "choices"},
@@ -133,7 +143,8 @@ BAD = {
 def test_a_bad_row_is_set_aside_and_told(case, folder):
     change, fields, words = BAD[case]
     second = None if change is None else GOOD | {"id": 2} | change
-    reason = told(folder, document([GOOD, second]), id="id", media="media", image="image", **fields)
+    first = GOOD | {"answer": {"index": 0, "letter": "A"}.get(fields.get("answer_is", ""), "a")}
+    reason = told(folder, document([first, second]), id="id", media="media", image="image", **fields)
     assert words in reason
 
 

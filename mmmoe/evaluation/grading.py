@@ -32,6 +32,8 @@ class Sitting:
     seconds: float
     reused: int
     """Questions whose answer was known from before."""
+    beams: int = 1
+    repetition_penalty: float = 1.0
 
 
 def metric_for(benchmark: BenchmarkSpec) -> Metric:
@@ -105,6 +107,8 @@ def score_row(
         set_aside=sitting.set_aside.count,
         set_aside_reasons=list(sitting.set_aside.reasons[:SHOWN_REASONS]),
         reused=sitting.reused,
+        beams=sitting.beams,
+        repetition_penalty=sitting.repetition_penalty,
     )
 
 

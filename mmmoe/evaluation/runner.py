@@ -32,6 +32,9 @@ from mmmoe.log import console
 Published = Mapping[str, Sequence[PaperScore]]
 """By benchmark, what papers say of the family."""
 SCORES_FILE = "scores.json"
+GREEDY: Mapping[str, Any] = {"beams": 1, "repetition_penalty": 1.0}
+GENERATED = ("short_answer", "contained", "location")
+"""Kinds of benchmarks whose answers depend on the decoding."""
 
 
 def evaluate_all(
@@ -84,8 +87,9 @@ def evaluate(
         check_gradable(benchmark, exam.questions[: spec.limit])
     jury = jury or _jury(subject, spec)
     subject.batch = spec.batch
-    if spec.beams > 1 or spec.repetition_penalty != 1.0:
-        subject.decoding = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
+    decoding: dict[str, Any] = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
+    # Set in either case: the subject may come from an evaluation that asked otherwise.
+    subject.decoding = {} if decoding == GREEDY else decoding
     rows = []
     with remembering(subject, spec, out_folder, cache), _progress(quiet) as progress:
         for benchmark, exam in exams:
@@ -106,6 +110,7 @@ def evaluate(
                 spec.bootstrap,
                 time.perf_counter() - started,
                 told.reused,
+                **(decoding if benchmark.kind in GENERATED else {}),
             )
             answers = graded(benchmark, told.questions, told.replies)
             measures = {} if benchmark.kind != "drawing" else _measures(jury, asked, answers)

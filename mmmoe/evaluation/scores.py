@@ -79,6 +79,9 @@ class ScoreRow:
     """What is wrong with the first of them."""
     reused: int = 0
     """Questions whose answer was known from an earlier or a killed evaluation."""
+    beams: int = 1
+    """Continuations that generated answers are the best of; 1 where nothing is generated, as the next."""
+    repetition_penalty: float = 1.0
     published: list[PaperScore] = field(default_factory=list)
     """What papers say of this family on the benchmark."""
 

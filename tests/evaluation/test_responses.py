@@ -132,14 +132,12 @@ def test_what_an_answer_depends_on_is_asked_anew(spec, tmp_path, change):
     if change == "wording":
         benchmark = benchmark.model_copy(update={"prompt": "{question}!"})
     subject = mortal_subject(tmp_path / "two", key=key)
-    if change == "beams":
-        subject.decoding = {"beams": 1}
     if change == "picture":
         for shade in set(SHADES):
             (tmp_path / "benchmark" / f"{shade}.png").write_bytes(bytes([shade + 1]))
-    spec = spec.model_copy(update={"benchmarks": [benchmark]})
+    spec = spec.model_copy(update={"benchmarks": [benchmark], "beams": 2 if change == "beams" else 1})
     if change == "beams":
-        subject._model.generate = lambda *args, beams, **more: type(subject._model).generate(
+        subject._model.generate = lambda *args, beams, repetition_penalty, **more: type(subject._model).generate(
             subject._model, *args, **more
         )
     [row] = evaluate(subject, spec, tmp_path / "out", "trained", blind=change == "blind", cache=tmp_path)

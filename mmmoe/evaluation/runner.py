@@ -50,13 +50,17 @@ def evaluate_all(
     limit = min((limit for limit in (spec.limit, spec.baseline_limit) if limit), default=None)
     fewer = spec.model_copy(update={"limit": limit})
     with remembering(trained, spec, out_folder, cache):
-        rows = evaluate(trained, spec, out_folder, "trained", jury=jury, cache=cache, published=published)
+        rows = evaluate(
+            trained, spec, out_folder, "trained", jury=jury, cache=cache, published=published, forgets=False
+        )
         if spec.routing_labels is not None and trained.guide is not None:
             judge_routing(trained, spec, out_folder, cache)
         if spec.blind:
-            rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury, cache=cache)
+            rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury, cache=cache, forgets=False)
     if spec.untrained and untrained is not None:
-        rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury, cache=cache)
+        rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury, cache=cache, forgets=False)
+    # Not before: a kill in the last variant must not cost the answers of the first.
+    _forget(spec, out_folder, cache)
     return rows
 
 
@@ -71,12 +75,14 @@ def evaluate(
     cache: Path | None = None,
     published: Published | None = None,
     quiet: bool = False,
+    forgets: bool = True,
 ) -> list[ScoreRow]:
     """Puts every benchmark to the subject; collective, the same rows come out on every process.
 
     Writes `out_folder/<variant>/<benchmark>.jsonl` (one line an answer) and adds the rows to `out_folder/scores.json`.
     Words and likelihoods of a subject with a key are on the disk as soon as they are there; after a kill only the rest
-    is asked, on any number of processes. Pictures are drawn again.
+    is asked, on any number of processes. Pictures are drawn again. Where the spec wants no cache, they are deleted at
+    the end, unless `forgets` says that other variants follow, which a kill may send back to here.
 
     Raises:
         ValueError: a benchmark file is wrong, or there is no judge, or nobody who draws; all is looked at before the
@@ -121,6 +127,8 @@ def evaluate(
     if dist.rank() == 0:
         write_scores(out_folder / SCORES_FILE, rows)
     dist.barrier()
+    if forgets:
+        _forget(spec, out_folder, cache)
     return rows
 
 
@@ -128,24 +136,29 @@ def evaluate(
 def remembering(subject: Subject, spec: EvaluationSpec, out_folder: Path, cache: Path | None) -> Iterator[None]:
     """Inside, what the subject answered before is not asked again, and what it answers is kept.
 
-    It is kept in the cache, or, where the spec wants none, in `out_folder` until the end. A subject without a key
-    remembers nothing.
+    It is kept in the cache, or, where the spec wants none, in `out_folder`. A subject without a key remembers nothing.
     """
     if subject.key is None or subject.responses is not None:
         yield
         return
-    stays = spec.cache and cache is not None
-    parent = (cache if stays and cache is not None else out_folder) / RESPONSES
-    subject.responses = Responses(folder_of(subject.key, parent))
+    parent = cache if spec.cache and cache is not None else out_folder
+    subject.responses = Responses(folder_of(subject.key, parent / RESPONSES))
     try:
         yield
     finally:
         subject.responses.close()
         subject.responses = None
-    if not stays:
-        dist.barrier()
-        if dist.rank() == 0:
-            shutil.rmtree(parent, ignore_errors=True)
+
+
+def _forget(spec: EvaluationSpec, out_folder: Path, cache: Path | None) -> None:
+    """Deletes answers that were to be kept until the end only; collective."""
+    if spec.cache and cache is not None:
+        return
+    dist.barrier()
+    if dist.rank() == 0:
+        shutil.rmtree(out_folder / RESPONSES, ignore_errors=True)
+    # Nobody may keep a new answer, in a next evaluation, while the old ones are being deleted.
+    dist.barrier()
 
 
 def _jury(subject: Subject, spec: EvaluationSpec) -> Jury | None:

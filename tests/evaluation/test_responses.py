@@ -165,6 +165,19 @@ def test_variants_of_one_evaluation_are_told_apart_and_resumed_together(spec, tm
     assert not (tmp_path / "b" / RESPONSES).exists()
 
 
+def test_a_kill_in_the_last_variant_costs_no_answer_of_the_first(spec, tmp_path):
+    spec = spec.model_copy(update={"cache": False})
+    first, last = tmp_path / "first.log", tmp_path / "last.log"
+    with pytest.raises(KilledError):
+        evaluate_all(mortal_subject(first), spec, tmp_path / "out", lambda: mortal_subject(last, 2, die, "fresh"))
+    asked = [log.read_text() for log in (first, last)]
+    rows = evaluate_all(mortal_subject(first), spec, tmp_path / "out", lambda: mortal_subject(last, key="fresh"))
+    assert first.read_text() == asked[0], "nothing was asked again"
+    assert last.read_text().startswith(asked[1])
+    assert [row.reused for row in rows] == [7, 7, 7, 7, 4, 0]
+    assert not (tmp_path / "out" / RESPONSES).exists()
+
+
 def test_keys_and_folders_are_names():
     assert key_of("a", [1, 2], {"x": 1.5}) == key_of("a", (1, 2), {"x": 1.5})
     assert key_of("a", 1) != key_of("a", "1")

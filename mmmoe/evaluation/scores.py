@@ -53,7 +53,7 @@ class ScoreRow:
     chance: float
     """Score of a uniform guess."""
     majority: float
-    """Score of always giving the most frequent answer."""
+    """Score of always giving the same answer, the best of the most frequent ones."""
     empty_share: float
     """Share of questions that got no usable answer."""
     partial: bool

@@ -18,7 +18,7 @@ from mmmoe import dist
 from mmmoe.evaluation.answers import Answer, Reply, write_answers
 from mmmoe.evaluation.clip_score import ClipJudge
 from mmmoe.evaluation.drawing import Jury, as_picture, save
-from mmmoe.evaluation.grading import Sitting, check_gradable, graded, score_row
+from mmmoe.evaluation.grading import Sitting, gradable, graded, score_row
 from mmmoe.evaluation.judge import OcrJudge
 from mmmoe.evaluation.questions import Question, load_questions
 from mmmoe.evaluation.responses import RESPONSES, Responses, folder_of
@@ -88,9 +88,8 @@ def evaluate(
         ValueError: a benchmark file is wrong, or there is no judge, or nobody who draws; all is looked at before the
             first question is answered.
     """
-    exams = [(benchmark, load_questions(benchmark, cache=cache)) for benchmark in spec.benchmarks]
-    for benchmark, exam in exams:
-        check_gradable(benchmark, exam.questions[: spec.limit])
+    loaded = [(benchmark, load_questions(benchmark, cache=cache)) for benchmark in spec.benchmarks]
+    exams = [(benchmark, gradable(benchmark, exam, spec.limit)) for benchmark, exam in loaded]
     jury = jury or _jury(subject, spec)
     subject.batch = spec.batch
     decoding: dict[str, Any] = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}

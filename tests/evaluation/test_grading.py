@@ -90,6 +90,19 @@ def test_what_a_metric_cannot_judge_is_told_before_anything_is_asked(benchmark_f
         BenchmarkSpec(name="b", file="f", kind="short_answer", metric="vqqa")
 
 
+def test_what_a_metric_cannot_judge_is_set_aside_where_bad_rows_are_skipped(benchmark_file, tmp_path):
+    rows = [
+        {"id": "a", "question": "q", "answer": "q"},
+        {"id": "b", "question": "q", "answers": ["q"] * 10},
+        {"id": "c", "question": "q", "answer": ""},
+    ]
+    row, answers = run(tmp_path, benchmark_file(rows), metric="vqa", bad_rows="skip")
+    assert ([one.id for one in answers], row.set_aside, row.partial) == (["b"], 2, False)
+    assert "question 'a' has one answer" in row.set_aside_reasons[1]
+    with pytest.raises(ValueError, match="benchmark 'b': question 'a' has one answer"):
+        run(tmp_path, benchmark_file(rows[:1], "one.jsonl"), metric="vqa", bad_rows="skip")
+
+
 def test_rows_set_aside_are_counted_and_named(benchmark_file, tmp_path):
     rows = [*MIXED, {"id": "a", "question": "q", "answer": "x"}, {"id": "e", "question": "q", "answer": ""}]
     row, _ = run(tmp_path, benchmark_file(rows), metric="a_okvqa", bad_rows="skip")

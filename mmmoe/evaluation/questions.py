@@ -136,7 +136,8 @@ def _own_rows(files: list[tuple[str, Path]], spec: BenchmarkSpec, faults: _Fault
     first_place: dict[str, str] = {}
     for _, path in files:
         before = "" if len(files) == 1 else f"{path.name} "
-        with path.open(encoding="utf-8") as lines:
+        # By bytes: of a text in another encoding every line is told, not only where reading broke off.
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue

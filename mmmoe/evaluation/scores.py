@@ -100,8 +100,11 @@ def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
 def read_scores(path: Path) -> list[ScoreRow]:
     """Returns the rows of a scores file."""
     try:
-        return [_row(row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (TypeError, json.JSONDecodeError) as error:
+        return [_row(row) for row in json.loads(path.read_bytes().decode())]
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path} line {line} is not UTF-8 ({error.reason}); remove it and evaluate again") from error
+    except (TypeError, AttributeError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a file of scores ({error}); remove it and evaluate again") from error
 
 

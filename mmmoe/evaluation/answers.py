@@ -114,9 +114,14 @@ def read_answers(path: Path) -> list[Answer]:
         raise ValueError(f"no answers at {path}; evaluate with `mmmoe eval`")
     names = {field.name for field in fields(Answer)}
     answers = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            row = json.loads(line)
+            try:
+                row = dict(json.loads(line.decode()))
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{path} line {number} is no answer ({error}); evaluate again with `mmmoe eval`"
+                ) from error
             if missing := sorted(names - row.keys()):
                 raise ValueError(
                     f"{path} line {number} lacks {', '.join(missing)}: it was written before answers had scores of "

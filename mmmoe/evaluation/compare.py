@@ -56,7 +56,8 @@ def compare(first: Path, second: Path, benchmarks: Sequence[str] = ()) -> list[C
         benchmarks: which; all that both have where none are named.
 
     Raises:
-        ValueError: The two cannot be compared: other prompts, another metric, other questions, or no benchmark in both.
+        ValueError: The two cannot be compared: other prompts or decoding, another metric, other
+            questions, or no benchmark in both.
     """
     folders = [evaluation_folder(first), evaluation_folder(second)]
     ours, theirs = (_trained(folder) for folder in folders)
@@ -128,6 +129,11 @@ def _compared(name: str, ours: ScoreRow, theirs: ScoreRow, here: Path, there: Pa
         raise ValueError(
             f"benchmark {name!r} was asked in other words (prompts {ours.prompt_hash} and {theirs.prompt_hash}): "
             "wording, template or tokenizer differ; evaluate both with the same prompt"
+        )
+    ways = [f"beams {row.beams} and repetition_penalty {row.repetition_penalty:g}" for row in (ours, theirs)]
+    if ways[0] != ways[1]:
+        raise ValueError(
+            f"benchmark {name!r} was answered with other decoding ({ways[0]}; {ways[1]}); evaluate both with the same"
         )
     metric = metric_of(ours.metric)
     ours_counted, theirs_counted = (

@@ -11,10 +11,11 @@ from mmmoe.evaluation.guessing import guessed, most_frequent, scored
 from mmmoe.evaluation.metrics.exact import normalise
 from mmmoe.evaluation.metrics.metric import Item, Metric, Verdict, total
 from mmmoe.evaluation.metrics.registry import OF_KIND, metric_of
-from mmmoe.evaluation.questions import Question, SetAside
+from mmmoe.evaluation.questions import SHOWN_ERRORS, Exam, Question, SetAside
 from mmmoe.evaluation.scores import CategoryScore, ScoreRow
 from mmmoe.evaluation.spec import BenchmarkSpec
 from mmmoe.evaluation.statistics import bootstrap
+from mmmoe.log import logger
 
 SHOWN_REASONS = 5
 
@@ -32,6 +33,8 @@ class Sitting:
     seconds: float
     reused: int
     """Questions whose answer was known from before."""
+    beams: int = 1
+    repetition_penalty: float = 1.0
 
 
 def metric_for(benchmark: BenchmarkSpec) -> Metric:
@@ -49,6 +52,34 @@ def check_gradable(benchmark: BenchmarkSpec, questions: Sequence[Question]) -> N
         scored(questions, [question.answer for question in questions], metric_for(benchmark))
     except ValueError as error:
         raise ValueError(f"benchmark {benchmark.name!r}: {error}") from error
+
+
+def gradable(benchmark: BenchmarkSpec, exam: Exam, limit: int | None) -> Exam:
+    """Returns the exam without questions whose right answers the metric cannot judge, where such are to be skipped.
+
+    Raises:
+        ValueError: One of the first `limit` cannot be judged, and none is to be skipped or none would be left.
+    """
+    try:
+        check_gradable(benchmark, exam.questions[:limit])
+    except ValueError:
+        if benchmark.stops_at_bad_rows:
+            raise
+        metric, kept, reasons = metric_for(benchmark), list[Question](), list[str]()
+        for question in exam.questions:
+            try:
+                metric.judge([question.answer], [question.item])
+                kept.append(question)
+            except ValueError as error:
+                reasons.append(str(error))
+        if not kept or not reasons:
+            raise
+        check_gradable(benchmark, kept[:limit])
+        before = exam.set_aside
+        logger().info("benchmark %s: %d more rows set aside, the first: %s", benchmark.name, len(reasons), reasons[0])
+        told = (*before.reasons, *reasons)[:SHOWN_ERRORS]
+        return Exam(kept, SetAside(before.count + len(reasons), told))
+    return exam
 
 
 def graded(benchmark: BenchmarkSpec, questions: Sequence[Question], replies: Sequence[Reply]) -> list[Answer]:
@@ -105,6 +136,8 @@ def score_row(
         set_aside=sitting.set_aside.count,
         set_aside_reasons=list(sitting.set_aside.reasons[:SHOWN_REASONS]),
         reused=sitting.reused,
+        beams=sitting.beams,
+        repetition_penalty=sitting.repetition_penalty,
     )
 
 

@@ -12,20 +12,22 @@ from mmmoe.evaluation.prompts import letter
 from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.statistics import chance, majority
 
-CLOSED = ("exact", "choice", "contained", "location", "written")
-"""Metrics of one right answer: what a guess gets is counted and not tried."""
+CLOSED = ("exact", "choice", "written")
+"""Metrics by which an answer is right when it equals the right one: what a guess gets is counted and not tried."""
 BY_LETTER = ("options", "mmbench", "scienceqa", "letters")
 """Metrics that look for an option's letter."""
 GUESSES, MANY = 3, 2000
 """Times that a whole benchmark is guessed; once where it has many questions, whose mean varies little."""
+TRIED = 10
+"""Most frequent answers that are given to every question: a caption's metric takes seconds for each."""
 
 
 def guessed(questions: Sequence[Question], metric: Metric) -> float:
     """Returns the score of a uniform guess: among a question's choices, or among all answers of the benchmark."""
-    if metric.name in CLOSED:
+    if _is_closed(questions, metric):
         return chance(questions)
     by_letter = metric.name in BY_LETTER
-    different = sorted({_right(question, by_letter) for question in questions})
+    different = sorted(_frequent(questions, by_letter))
     generator = random.Random(0)
     found = []
     for _ in range(GUESSES if len(questions) < MANY else 1):
@@ -35,12 +37,11 @@ def guessed(questions: Sequence[Question], metric: Metric) -> float:
 
 
 def most_frequent(questions: Sequence[Question], metric: Metric) -> float:
-    """Returns the score of giving the benchmark's most frequent right answer to every question."""
-    if metric.name in CLOSED:
+    """Returns the score of always giving the one answer that scores best, of those that are right most often."""
+    if _is_closed(questions, metric):
         return majority(questions)
-    by_letter = metric.name in BY_LETTER
-    [(common, _)] = Counter(_right(question, by_letter) for question in questions).most_common(1)
-    return scored(questions, [common] * len(questions), metric)
+    tried = _frequent(questions, metric.name in BY_LETTER)[:TRIED]
+    return max(scored(questions, [answer] * len(questions), metric) for answer in tried)
 
 
 def scored(questions: Sequence[Question], predictions: Sequence[str], metric: Metric) -> float:
@@ -49,10 +50,25 @@ def scored(questions: Sequence[Question], predictions: Sequence[str], metric: Me
     return float(metric.headline(total(metric.counts(items, metric.judge(predictions, items)))))
 
 
-def _right(question: Question, by_letter: bool) -> str:
-    if by_letter and question.answer in question.choices:
-        return letter(question.choices.index(question.answer))
-    return question.answer if by_letter else normalise(question.answer) or question.answer
+def _is_closed(questions: Sequence[Question], metric: Metric) -> bool:
+    """Says whether every question has one right answer, by a metric that wants just that."""
+    return metric.name in CLOSED and all(len({*map(normalise, question.answers)}) == 1 for question in questions)
+
+
+def _frequent(questions: Sequence[Question], by_letter: bool) -> list[str]:
+    """Returns the different right answers, each as it first stands, those of the most questions first."""
+    counts, texts = Counter[str](), dict[str, str]()
+    for question in questions:
+        for key, text in {normalise(text) or text: text for text in _right(question, by_letter)}.items():
+            counts[key] += 1
+            texts.setdefault(key, text)
+    return [texts[key] for key, _ in counts.most_common()]
+
+
+def _right(question: Question, by_letter: bool) -> list[str]:
+    if not by_letter:
+        return [answer for answer in question.answers if answer.strip()]
+    return [letter(question.choices.index(question.answer)) if question.answer in question.choices else question.answer]
 
 
 def _choices(question: Question, by_letter: bool) -> list[str]:

@@ -21,10 +21,12 @@ TEXTS = ("question", "answer", "domain", "reference", "category", "group", "hint
 """Fields that are text."""
 
 
-def parse_line(line: str) -> tuple[OwnRow, list[str]]:
+def parse_line(line: bytes) -> tuple[OwnRow, list[str]]:
     """Returns the line's object and what is wrong with its form."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return {}, [f"not UTF-8 ({error.reason} at byte {error.start}); save the file in that encoding"]
     except json.JSONDecodeError as error:
         return {}, [f"not JSON ({error.msg} at column {error.colno})"]
     except (ValueError, RecursionError) as error:

@@ -165,7 +165,11 @@ class Translator:
             raise ValueError(
                 f"answer {text!r} is not among {', '.join(places) or 'the choices, of which there are none'}"
             )
-        return choices[places.index(wanted)]
+        right = choices[places.index(wanted)]
+        if choices.count(right) > 1:
+            # The text is all that is kept of the answer, so a metric of letters would take the first one for right.
+            raise ValueError(f"answer {text!r} is {right!r}, which stands more than once among the choices {choices!r}")
+        return right
 
     def _media(self, kind: str, values: Mapping[str, Any], folder: Path, identity: str) -> Any:
         """Returns the file, or the frames of a film, as whole paths."""

@@ -119,8 +119,7 @@ def load_questions(spec: BenchmarkSpec, limit: int | None = None, cache: Path | 
     faults = _Faults()
     source = str(files[0][1]) if len(files) == 1 else f"benchmark {spec.name!r}"
     rows = list(_own_rows(files, spec, faults) if spec.fields is None else _published(spec, faults, cache))
-    stops = (spec.bad_rows or ("stop" if spec.fields is None else "skip")) == "stop"
-    if faults.rows and (stops or not rows):
+    if faults.rows and (spec.stops_at_bad_rows or not rows):
         raise ValueError(f"{source} has {len(faults.texts)} errors:\n  {faults.told()}")
     if not rows:
         advice = "write one JSON object a line" if spec.fields is None else "see `where` and `having`"
@@ -137,7 +136,8 @@ def _own_rows(files: list[tuple[str, Path]], spec: BenchmarkSpec, faults: _Fault
     first_place: dict[str, str] = {}
     for _, path in files:
         before = "" if len(files) == 1 else f"{path.name} "
-        with path.open(encoding="utf-8") as lines:
+        # By bytes: of a text in another encoding every line is told, not only where reading broke off.
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue

@@ -18,7 +18,7 @@ from mmmoe import dist
 from mmmoe.evaluation.answers import Answer, Reply, write_answers
 from mmmoe.evaluation.clip_score import ClipJudge
 from mmmoe.evaluation.drawing import Jury, as_picture, save
-from mmmoe.evaluation.grading import Sitting, check_gradable, graded, score_row
+from mmmoe.evaluation.grading import Sitting, gradable, graded, score_row
 from mmmoe.evaluation.judge import OcrJudge
 from mmmoe.evaluation.questions import Question, load_questions
 from mmmoe.evaluation.responses import RESPONSES, Responses, folder_of
@@ -32,6 +32,9 @@ from mmmoe.log import console
 Published = Mapping[str, Sequence[PaperScore]]
 """By benchmark, what papers say of the family."""
 SCORES_FILE = "scores.json"
+GREEDY: Mapping[str, Any] = {"beams": 1, "repetition_penalty": 1.0}
+GENERATED = ("short_answer", "contained", "location")
+"""Kinds of benchmarks whose answers depend on the decoding."""
 
 
 def evaluate_all(
@@ -47,13 +50,17 @@ def evaluate_all(
     limit = min((limit for limit in (spec.limit, spec.baseline_limit) if limit), default=None)
     fewer = spec.model_copy(update={"limit": limit})
     with remembering(trained, spec, out_folder, cache):
-        rows = evaluate(trained, spec, out_folder, "trained", jury=jury, cache=cache, published=published)
+        rows = evaluate(
+            trained, spec, out_folder, "trained", jury=jury, cache=cache, published=published, forgets=False
+        )
         if spec.routing_labels is not None and trained.guide is not None:
             judge_routing(trained, spec, out_folder, cache)
         if spec.blind:
-            rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury, cache=cache)
+            rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury, cache=cache, forgets=False)
     if spec.untrained and untrained is not None:
-        rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury, cache=cache)
+        rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury, cache=cache, forgets=False)
+    # Not before: a kill in the last variant must not cost the answers of the first.
+    _forget(spec, out_folder, cache)
     return rows
 
 
@@ -68,24 +75,26 @@ def evaluate(
     cache: Path | None = None,
     published: Published | None = None,
     quiet: bool = False,
+    forgets: bool = True,
 ) -> list[ScoreRow]:
     """Puts every benchmark to the subject; collective, the same rows come out on every process.
 
     Writes `out_folder/<variant>/<benchmark>.jsonl` (one line an answer) and adds the rows to `out_folder/scores.json`.
     Words and likelihoods of a subject with a key are on the disk as soon as they are there; after a kill only the rest
-    is asked, on any number of processes. Pictures are drawn again.
+    is asked, on any number of processes. Pictures are drawn again. Where the spec wants no cache, they are deleted at
+    the end, unless `forgets` says that other variants follow, which a kill may send back to here.
 
     Raises:
         ValueError: a benchmark file is wrong, or there is no judge, or nobody who draws; all is looked at before the
             first question is answered.
     """
-    exams = [(benchmark, load_questions(benchmark, cache=cache)) for benchmark in spec.benchmarks]
-    for benchmark, exam in exams:
-        check_gradable(benchmark, exam.questions[: spec.limit])
+    loaded = [(benchmark, load_questions(benchmark, cache=cache)) for benchmark in spec.benchmarks]
+    exams = [(benchmark, gradable(benchmark, exam, spec.limit)) for benchmark, exam in loaded]
     jury = jury or _jury(subject, spec)
     subject.batch = spec.batch
-    if spec.beams > 1 or spec.repetition_penalty != 1.0:
-        subject.decoding = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
+    decoding: dict[str, Any] = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
+    # Set in either case: the subject may come from an evaluation that asked otherwise.
+    subject.decoding = {} if decoding == GREEDY else decoding
     rows = []
     with remembering(subject, spec, out_folder, cache), _progress(quiet) as progress:
         for benchmark, exam in exams:
@@ -106,6 +115,7 @@ def evaluate(
                 spec.bootstrap,
                 time.perf_counter() - started,
                 told.reused,
+                **(decoding if benchmark.kind in GENERATED else {}),
             )
             answers = graded(benchmark, told.questions, told.replies)
             measures = {} if benchmark.kind != "drawing" else _measures(jury, asked, answers)
@@ -116,6 +126,8 @@ def evaluate(
     if dist.rank() == 0:
         write_scores(out_folder / SCORES_FILE, rows)
     dist.barrier()
+    if forgets:
+        _forget(spec, out_folder, cache)
     return rows
 
 
@@ -123,24 +135,29 @@ def evaluate(
 def remembering(subject: Subject, spec: EvaluationSpec, out_folder: Path, cache: Path | None) -> Iterator[None]:
     """Inside, what the subject answered before is not asked again, and what it answers is kept.
 
-    It is kept in the cache, or, where the spec wants none, in `out_folder` until the end. A subject without a key
-    remembers nothing.
+    It is kept in the cache, or, where the spec wants none, in `out_folder`. A subject without a key remembers nothing.
     """
     if subject.key is None or subject.responses is not None:
         yield
         return
-    stays = spec.cache and cache is not None
-    parent = (cache if stays and cache is not None else out_folder) / RESPONSES
-    subject.responses = Responses(folder_of(subject.key, parent))
+    parent = cache if spec.cache and cache is not None else out_folder
+    subject.responses = Responses(folder_of(subject.key, parent / RESPONSES))
     try:
         yield
     finally:
         subject.responses.close()
         subject.responses = None
-    if not stays:
-        dist.barrier()
-        if dist.rank() == 0:
-            shutil.rmtree(parent, ignore_errors=True)
+
+
+def _forget(spec: EvaluationSpec, out_folder: Path, cache: Path | None) -> None:
+    """Deletes answers that were to be kept until the end only; collective."""
+    if spec.cache and cache is not None:
+        return
+    dist.barrier()
+    if dist.rank() == 0:
+        shutil.rmtree(out_folder / RESPONSES, ignore_errors=True)
+    # Nobody may keep a new answer, in a next evaluation, while the old ones are being deleted.
+    dist.barrier()
 
 
 def _jury(subject: Subject, spec: EvaluationSpec) -> Jury | None:

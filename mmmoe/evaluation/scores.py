@@ -53,7 +53,7 @@ class ScoreRow:
     chance: float
     """Score of a uniform guess."""
     majority: float
-    """Score of always giving the most frequent answer."""
+    """Score of always giving the same answer, the best of the most frequent ones."""
     empty_share: float
     """Share of questions that got no usable answer."""
     partial: bool
@@ -79,6 +79,9 @@ class ScoreRow:
     """What is wrong with the first of them."""
     reused: int = 0
     """Questions whose answer was known from an earlier or a killed evaluation."""
+    beams: int = 1
+    """Continuations that generated answers are the best of; 1 where nothing is generated, as the next."""
+    repetition_penalty: float = 1.0
     published: list[PaperScore] = field(default_factory=list)
     """What papers say of this family on the benchmark."""
 
@@ -97,8 +100,11 @@ def write_scores(path: Path, rows: Sequence[ScoreRow]) -> None:
 def read_scores(path: Path) -> list[ScoreRow]:
     """Returns the rows of a scores file."""
     try:
-        return [_row(row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (TypeError, json.JSONDecodeError) as error:
+        return [_row(row) for row in json.loads(path.read_bytes().decode())]
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path} line {line} is not UTF-8 ({error.reason}); remove it and evaluate again") from error
+    except (TypeError, AttributeError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a file of scores ({error}); remove it and evaluate again") from error
 
 

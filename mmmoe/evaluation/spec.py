@@ -136,6 +136,11 @@ class BenchmarkSpec(Spec):
     max_new_tokens: int = Field(default=8, ge=1)
     """Longest generated answer."""
 
+    @property
+    def stops_at_bad_rows(self) -> bool:
+        """Says whether one wrong row stops the run."""
+        return (self.bad_rows or ("stop" if self.fields is None else "skip")) == "stop"
+
     @model_validator(mode="after")
     def _asks(self) -> BenchmarkSpec:
         check_prompt(self.prompt, asks=self.fields is None or self.fields.question is not None)

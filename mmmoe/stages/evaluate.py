@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -102,16 +103,34 @@ def _suite(override: str) -> str:
 
 
 def folder_name(spec: EvaluationSpec, own: EvaluationSpec) -> str:
-    """Returns where scores go: a quick look or another routing must not take the place of the run's own scores.
+    """Returns where scores go, so that nothing asked otherwise takes the place of the run's own scores.
+
+    Otherwise are a quick look, another routing, other decoding, and a benchmark of the run's that is declared anew.
 
     Args:
         spec: what is evaluated.
         own: what the run declares.
     """
     name = EVALUATION if spec.tasks == own.tasks else f"{EVALUATION}_tasks_{spec.tasks}"
+    if spec.beams != own.beams:
+        name += f"_beams_{spec.beams}"
+    if spec.repetition_penalty != own.repetition_penalty:
+        name += f"_penalty_{spec.repetition_penalty:g}"
+    name += _suite_name(spec, own)
+    # The report takes what begins with the routing for the same exam under another one, so all else stands before it.
     if spec.routing != own.routing:
         name += f"_routing_{spec.routing if isinstance(spec.routing, str) else '+'.join(spec.routing) or 'none'}"
     return name if spec.limit is None else f"{name}_partial"
+
+
+def _suite_name(spec: EvaluationSpec, own: EvaluationSpec) -> str:
+    """Returns a mark of the run's own benchmarks as another suite declares them; empty where none is declared anew."""
+    known = {benchmark.name: benchmark for benchmark in own.benchmarks}
+    other = [one.model_dump_json() for one in spec.benchmarks if known.get(one.name, one) != one]
+    drawn = any(one.kind == "drawing" and one.name in known for one in spec.benchmarks)
+    if drawn and spec.drawing is not None and spec.drawing != own.drawing:
+        other.append(spec.drawing.model_dump_json())
+    return f"_suite_{hashlib.sha256(repr(other).encode()).hexdigest()[:8]}" if other else ""
 
 
 def subject_of(

@@ -13,6 +13,7 @@ from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.moe.spec import MoESpec
+from mmmoe.models.spec import MoVASpec
 from mmmoe.models.weights import weight_problems
 from mmmoe.stages.assembly import problems_of_sources
 from mmmoe.stages.coefficients import idle_declarations
@@ -112,6 +113,11 @@ def _expert_parallel(spec: RunSpec, world: int) -> Iterator[str]:
     blocks = [adapter for stage in spec.stages for adapter in stage.adapters if isinstance(adapter, MoESpec)]
     if not blocks:
         yield f"engine.ep_size: {size} has nothing to share out: no stage adds whole experts (kind: moe)"
+    if isinstance(spec.model, MoVASpec):
+        yield (
+            f"engine.ep_size: {size} keeps processes in step, but in mova those without an image have no routing pass; "
+            "use ep_size 1"
+        )
     for block in blocks:
         if len(block.experts) % size:
             yield f"engine.ep_size: {size} must divide the number of experts, {len(block.experts)}"

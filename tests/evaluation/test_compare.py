@@ -86,6 +86,9 @@ def test_what_cannot_be_compared_is_refused_in_words(two, tmp_path):
     change(b, prompt_hash="abc")
     with pytest.raises(ValueError, match="asked in other words"):
         compare(a, b)
+    change(b, prompt_hash=read_scores(a / "evaluation" / "scores.json")[0].prompt_hash, beams=5)
+    with pytest.raises(ValueError, match=r"other decoding .beams 1 and repetition_penalty 1; beams 5"):
+        compare(a, b)
     change(b, metric="contained")
     with pytest.raises(ValueError, match="scored by exact and contained"):
         compare(a, b)

@@ -76,6 +76,23 @@ def test_all_variants_share_one_scores_file(spec, tmp_path):
     )
 
 
+def test_the_decoding_is_recorded_and_does_not_outlast_its_evaluation(spec, tmp_path):
+    subject = make_subject()
+    generate, asked = subject._model.generate, []
+
+    def generates(*args, beams=None, repetition_penalty=None, **more):
+        asked.append((beams, repetition_penalty))
+        return generate(*args, **more)
+
+    subject._model.generate = generates
+    other = spec.model_copy(update={"beams": 3, "repetition_penalty": 1.3})
+    for one, way in ((other, (3, 1.3)), (spec, (1, 1.0))):
+        said, chosen = evaluate(subject, one, tmp_path / str(way), "trained")
+        assert (said.beams, said.repetition_penalty) == way
+        assert (chosen.beams, chosen.repetition_penalty) == (1, 1.0), "nothing is generated"
+    assert asked == [(3, 1.3), (None, None)]
+
+
 def test_a_limit_marks_scores_partial(spec, tmp_path):
     rows = evaluate(make_subject(), spec.model_copy(update={"limit": 3}), tmp_path, "trained")
     assert [(row.n, row.partial) for row in rows] == [(3, True), (3, True)]

@@ -90,6 +90,19 @@ def test_what_a_metric_cannot_judge_is_told_before_anything_is_asked(benchmark_f
         BenchmarkSpec(name="b", file="f", kind="short_answer", metric="vqqa")
 
 
+def test_what_a_metric_cannot_judge_is_set_aside_where_bad_rows_are_skipped(benchmark_file, tmp_path):
+    rows = [
+        {"id": "a", "question": "q", "answer": "q"},
+        {"id": "b", "question": "q", "answers": ["q"] * 10},
+        {"id": "c", "question": "q", "answer": ""},
+    ]
+    row, answers = run(tmp_path, benchmark_file(rows), metric="vqa", bad_rows="skip")
+    assert ([one.id for one in answers], row.set_aside, row.partial) == (["b"], 2, False)
+    assert "question 'a' has one answer" in row.set_aside_reasons[1]
+    with pytest.raises(ValueError, match="benchmark 'b': question 'a' has one answer"):
+        run(tmp_path, benchmark_file(rows[:1], "one.jsonl"), metric="vqa", bad_rows="skip")
+
+
 def test_rows_set_aside_are_counted_and_named(benchmark_file, tmp_path):
     rows = [*MIXED, {"id": "a", "question": "q", "answer": "x"}, {"id": "e", "question": "q", "answer": ""}]
     row, _ = run(tmp_path, benchmark_file(rows), metric="a_okvqa", bad_rows="skip")
@@ -145,3 +158,24 @@ def test_guesses_are_judged_by_the_metric_itself():
     assert most_frequent(both, METRICS["gqa"]) == pytest.approx(2 / 3)
     assert guessed(both * 600, METRICS["gqa"]) == pytest.approx(1 / 2, abs=0.05)
     assert guessed(both, METRICS["exact"]) == 1 / 2
+
+
+def test_what_guesses_get_where_several_answers_are_right():
+    def heard(name, *answers):
+        return Question(name, "?", answers[0], answers=answers)
+
+    questions = [heard(f"n{n}", "no", "no", "yes") for n in range(6)]
+    questions += [heard(f"y{n}", "yes", "yes", "no") for n in range(4)]
+    assert most_frequent(questions, METRICS["exact"]) == 1.0, "no is among the right ones of each"
+    assert guessed(questions, METRICS["exact"]) == 1.0
+    questions += [heard(f"m{n}", "maybe") for n in range(10)]
+    assert most_frequent(questions, METRICS["exact"]) == 0.5
+    assert guessed(questions * 100, METRICS["exact"]) == pytest.approx((10 * 2 / 3 + 10 / 3) / 20, abs=0.03)
+    assert most_frequent([heard("a", "a cat", "cat"), heard("b", "a cat")], METRICS["contained"]) == 1.0
+
+
+def test_the_best_constant_answer_need_not_equal_the_most_frequent_one():
+    boxes = ["[0, 0, 1, 1]"] * 2 + ["[0.4, 0, 1, 1]", "[0.5, 0, 1, 1]", "[0.6, 0, 1, 1]"]
+    questions = [Question(f"{n}", "?", box) for n, box in enumerate(boxes)]
+    assert most_frequent(questions, METRICS["location"]) == 1.0
+    assert 0.0 < guessed(questions, METRICS["location"]) <= 1.0

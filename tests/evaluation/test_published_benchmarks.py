@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from published_forms import FORMS as PICTURES
 from published_forms import LETTER, document, held, lines, png, separated, table
 from published_forms_more import FORMS as MORE
@@ -117,6 +119,16 @@ BAD = {
     "no name": ({"image": "QUJD" * 100}, {}, "is no file's name; if the column holds it itself, leave `media` out"),
     "no end of it": ({"image": "a\0.png"}, {}, "no image at"),
     "not among": ({"answer": "c"}, {"choices": "choices"}, "answer 'c' is not among the choices ('a', 'b')"),
+    "an index of a text that repeats": (
+        {"choices": ["a", "b", "b"], "answer": 2},
+        {"choices": "choices", "answer_is": "index"},
+        "answer '2' is 'b', which stands more than once among the choices ('a', 'b', 'b')",
+    ),
+    "a letter of a text that repeats": (
+        {"choices": ["a", "b", "b"], "answer": "C"},
+        {"choices": "choices", "answer_is": "letter"},
+        "answer 'C' is 'b', which stands more than once",
+    ),
     "no list": (
         {"choices": "a or b"},
         {"choices": "choices"},
@@ -133,7 +145,8 @@ BAD = {
 def test_a_bad_row_is_set_aside_and_told(case, folder):
     change, fields, words = BAD[case]
     second = None if change is None else GOOD | {"id": 2} | change
-    reason = told(folder, document([GOOD, second]), id="id", media="media", image="image", **fields)
+    first = GOOD | {"answer": {"index": 0, "letter": "A"}.get(fields.get("answer_is", ""), "a")}
+    reason = told(folder, document([first, second]), id="id", media="media", image="image", **fields)
     assert words in reason
 
 
@@ -166,6 +179,18 @@ def test_an_unreadable_picture_file_is_told(folder):
     second = GOOD | {"id": 2, "image": "broken.png"}
     reason = told(folder, document([GOOD, second]), id="id", media="media", image="image")
     assert reason == "t.json row 1: image broken.png cannot be read (unknown form); replace it or drop the row"
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_that_was_cut_off_is_set_aside(form, folder):
+    stream = BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(stream, form)
+    whole = stream.getvalue()
+    rows = [GOOD | {"image": "whole"}, GOOD | {"id": 2, "image": "cut"}]
+    write(folder, {"t.json": document(rows), "media/whole": whole, "media/cut": whole[: len(whole) // 2]})
+    exam = load_questions(spec_of(id="id", media="media", image="image"))
+    assert [question.id for question in exam.questions] == ["1"]
+    assert "image cut cannot be read" in exam.set_aside.reasons[0]
 
 
 def test_bad_lines_of_texts_have_their_numbers(folder):

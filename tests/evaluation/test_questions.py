@@ -1,7 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
+from mmmoe.evaluation.answers import read_answers
 from mmmoe.evaluation.questions import load_questions
+from mmmoe.evaluation.scores import read_scores
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
 
 
@@ -67,6 +69,24 @@ def test_missing_and_empty_files(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="holds no questions"):
         load_questions(spec(tmp_path / "empty.jsonl"))
+
+
+def test_another_encoding_is_told_with_file_and_line(benchmark_file, tmp_path):
+    path = benchmark_file([{"id": 1, "question": "q", "answer": "a"}, {"id": 2, "question": "q", "answer": "?"}])
+    path.write_bytes(path.read_bytes().replace(b'"?"', '"\u00e9t\u00e9"'.encode("latin-1")))
+    with pytest.raises(ValueError, match=r"(?s)jsonl has 1 errors.*line 2: not UTF-8 .*save the file in that encoding"):
+        load_questions(spec(path, "short_answer"))
+    scores, answers = tmp_path / "scores.json", tmp_path / "b.jsonl"
+    scores.write_bytes(b'[\n"\xe9"]')
+    with pytest.raises(ValueError, match=r"scores.json line 2 is not UTF-8 .*evaluate again"):
+        read_scores(scores)
+    scores.write_text('["text"]')
+    with pytest.raises(ValueError, match=r"scores.json is not a file of scores"):
+        read_scores(scores)
+    for broken in (b'{"id": "\xe9"}\n', b'{"id"\n', b"3\n"):
+        answers.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"b.jsonl line 1 is no answer .*evaluate again"):
+            read_answers(answers)
 
 
 def test_names_cannot_leave_the_folder_or_clash(tmp_path):

@@ -132,14 +132,12 @@ def test_what_an_answer_depends_on_is_asked_anew(spec, tmp_path, change):
     if change == "wording":
         benchmark = benchmark.model_copy(update={"prompt": "{question}!"})
     subject = mortal_subject(tmp_path / "two", key=key)
-    if change == "beams":
-        subject.decoding = {"beams": 1}
     if change == "picture":
         for shade in set(SHADES):
             (tmp_path / "benchmark" / f"{shade}.png").write_bytes(bytes([shade + 1]))
-    spec = spec.model_copy(update={"benchmarks": [benchmark]})
+    spec = spec.model_copy(update={"benchmarks": [benchmark], "beams": 2 if change == "beams" else 1})
     if change == "beams":
-        subject._model.generate = lambda *args, beams, **more: type(subject._model).generate(
+        subject._model.generate = lambda *args, beams, repetition_penalty, **more: type(subject._model).generate(
             subject._model, *args, **more
         )
     [row] = evaluate(subject, spec, tmp_path / "out", "trained", blind=change == "blind", cache=tmp_path)
@@ -165,6 +163,19 @@ def test_variants_of_one_evaluation_are_told_apart_and_resumed_together(spec, tm
     assert len(log.read_text().splitlines()) == len((tmp_path / "whole").read_text().splitlines())
     assert [(row.variant, row.score) for row in rows] == [(row.variant, row.score) for row in whole]
     assert not (tmp_path / "b" / RESPONSES).exists()
+
+
+def test_a_kill_in_the_last_variant_costs_no_answer_of_the_first(spec, tmp_path):
+    spec = spec.model_copy(update={"cache": False})
+    first, last = tmp_path / "first.log", tmp_path / "last.log"
+    with pytest.raises(KilledError):
+        evaluate_all(mortal_subject(first), spec, tmp_path / "out", lambda: mortal_subject(last, 2, die, "fresh"))
+    asked = [log.read_text() for log in (first, last)]
+    rows = evaluate_all(mortal_subject(first), spec, tmp_path / "out", lambda: mortal_subject(last, key="fresh"))
+    assert first.read_text() == asked[0], "nothing was asked again"
+    assert last.read_text().startswith(asked[1])
+    assert [row.reused for row in rows] == [7, 7, 7, 7, 4, 0]
+    assert not (tmp_path / "out" / RESPONSES).exists()
 
 
 def test_keys_and_folders_are_names():

@@ -65,3 +65,9 @@ def test_files_of_benchmarks_that_are_not_there(tmp_path):
         f"evaluation.benchmarks.{name}: no file at {tmp_path}/{file}; get the data or correct `file`"
         for name, file in (("name_of_four", "a.json"), ("name", "t-*.parquet"))
     ]
+
+
+def test_experts_that_see_images_are_not_shared_out():
+    spec = load(project_root() / "configs/mova_tiny.yaml", RunSpec, ["engine.ep_size=2"])
+    told = [problem for problem in problems(spec) if problem.startswith("engine.ep_size")]
+    assert any("mova those without an image have no routing pass; use ep_size 1" in problem for problem in told)

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from mmmoe.evaluation.answers import Answer, read_answers
 from mmmoe.evaluation.prompts import letter
 from mmmoe.evaluation.shares import write_text
 from mmmoe.log import logger
 
 Row = dict[str, str | int]
-NEEDED = ("id", "question", "answer", "prediction")
 LETTERS = tuple(letter(place) for place in range(26))
 ORDER = ("index", "question", *LETTERS, "answer", "category", "prediction")
 """Columns, of which only those are written that some row has."""
@@ -60,41 +58,31 @@ def write_predictions(answers: Path, out: Path) -> list[Path]:
 
 def rows_of_predictions(file: Path) -> list[Row]:
     """Returns the rows of a benchmark's file of answers in VLMEvalKit's columns, all with the same ones."""
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            answer = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} line {number}: not JSON ({error.msg}); evaluate again") from error
-        lacking = [name for name in NEEDED if not isinstance(answer, dict) or name not in answer]
-        if lacking:
-            raise ValueError(f"{file} line {number} has no {lacking[0]!r}; it is no file of answers")
-        rows.append(_row(answer))
+    rows = [_row(answer) for answer in read_answers(file)]
     columns = dict.fromkeys(name for name in ORDER if any(name in row for row in rows))
     return [{name: row.get(name, "") for name in columns} for row in rows]
 
 
-def _row(answer: dict[str, Any]) -> Row:
-    choices = [str(choice) for choice in answer.get("choices") or ()]
-    index = str(answer["id"])
-    row: Row = {"index": int(index) if index.isdecimal() else index, "question": answer["question"]}
-    row |= dict(zip(LETTERS, choices, strict=False))
-    row["answer"] = LETTERS[choices.index(answer["answer"])] if answer["answer"] in choices[:26] else _answers(answer)
-    if answer.get("category"):
-        row["category"] = answer["category"]
-    prediction = answer["prediction"]
+def _row(answer: Answer) -> Row:
+    row: Row = {"index": int(answer.id) if answer.id.isdecimal() else answer.id, "question": answer.question}
+    row |= dict(zip(LETTERS, answer.choices, strict=False))
+    row["answer"] = _lettered(answer.answer, answer) or _answers(answer)
+    if answer.category:
+        row["category"] = answer.category
     # A choice that was taken by its likelihood is its letter; what was generated is handed on as it stands.
-    by_likelihood = bool(answer.get("scores")) and prediction in choices[:26]
-    row["prediction"] = LETTERS[choices.index(prediction)] if by_likelihood else prediction
+    row["prediction"] = (_lettered(answer.prediction, answer) if answer.scores else "") or answer.prediction
     return row
 
 
-def _answers(answer: dict[str, Any]) -> str:
+def _lettered(text: str, answer: Answer) -> str:
+    """Returns the letter of a choice, nothing where the text is none of those that have one."""
+    choices = answer.choices[: len(LETTERS)]
+    return LETTERS[choices.index(text)] if text in choices else ""
+
+
+def _answers(answer: Answer) -> str:
     """Returns the right answer, of several the list in Python's writing, as its tables have it."""
-    several = [str(text) for text in answer.get("answers") or ()]
-    return repr(several) if len(several) > 1 else str(answer["answer"])
+    return repr(answer.answers) if len(answer.answers) > 1 else answer.answer
 
 
 def _write_text(path: Path, rows: Sequence[Row]) -> None:

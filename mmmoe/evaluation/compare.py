@@ -11,11 +11,10 @@ from rich.table import Table
 
 from mmmoe.evaluation.answers import Answer, read_answers
 from mmmoe.evaluation.metrics.registry import metric_of
-from mmmoe.evaluation.scores import ScoreRow, read_scores
+from mmmoe.evaluation.scores import SCORES_FILE, ScoreRow, read_scores
 from mmmoe.evaluation.shares import write_text
 from mmmoe.evaluation.statistics import paired
 
-SCORES = "scores.json"
 COMPARISON_FILE = "comparison.json"
 VARIANT = "trained"
 RESAMPLES = 10_000
@@ -81,9 +80,9 @@ def evaluation_folder(path: Path) -> Path:
         ValueError: There are none.
     """
     for folder in (path, path / "evaluation"):
-        if (folder / SCORES).is_file():
+        if (folder / SCORES_FILE).is_file():
             return folder
-    raise ValueError(f"{path} holds no {SCORES}: name a run that was evaluated, or the folder of an evaluation")
+    raise ValueError(f"{path} holds no {SCORES_FILE}: name a run that was evaluated, or the folder of an evaluation")
 
 
 def comparison_table(rows: Sequence[ComparisonRow], first: str, second: str) -> Table:
@@ -113,7 +112,7 @@ def comparison_table(rows: Sequence[ComparisonRow], first: str, second: str) -> 
 
 
 def _trained(folder: Path) -> dict[str, ScoreRow]:
-    return {row.benchmark: row for row in read_scores(folder / SCORES) if row.variant == VARIANT}
+    return {row.benchmark: row for row in read_scores(folder / SCORES_FILE) if row.variant == VARIANT}
 
 
 def _compared(name: str, ours: ScoreRow, theirs: ScoreRow, here: Path, there: Path) -> ComparisonRow:

@@ -6,11 +6,12 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from mmmoe.evaluation.metrics.exact import normalise
 from mmmoe.evaluation.metrics.metric import Metric, total
 from mmmoe.evaluation.prompts import letter
 from mmmoe.evaluation.questions import Question
-from mmmoe.evaluation.statistics import chance, majority
 
 CLOSED = ("exact", "choice", "written")
 """Metrics by which an answer is right when it equals the right one: what a guess gets is counted and not tried."""
@@ -42,6 +43,22 @@ def most_frequent(questions: Sequence[Question], metric: Metric) -> float:
         return majority(questions)
     tried = _frequent(questions, metric.name in BY_LETTER)[:TRIED]
     return max(scored(questions, [answer] * len(questions), metric) for answer in tried)
+
+
+def chance(questions: Sequence[Question]) -> float:
+    """Returns the expected score of a uniform guess.
+
+    Among its choices for a question that has some, otherwise among all different answers of the benchmark (a guess by
+    someone who knows what kind of answer is wanted).
+    """
+    different = len({normalise(question.answer) for question in questions})
+    return float(np.mean([1.0 / (len(question.choices) or different) for question in questions]))
+
+
+def majority(questions: Sequence[Question]) -> float:
+    """Returns the score of always giving the benchmark's most frequent answer."""
+    counts = Counter(normalise(question.answer) for question in questions)
+    return counts.most_common(1)[0][1] / len(questions)
 
 
 def scored(questions: Sequence[Question], predictions: Sequence[str], metric: Metric) -> float:

@@ -19,7 +19,7 @@ from mmmoe.data.sound import probe_sound
 from mmmoe.data.transforms import BROKEN, MAX_PIXELS, decode
 from mmmoe.data.video import probe_video
 
-FOLDER = "benchmarks"
+TABLE_MEDIA = "table_media"
 """Of the cache, where they lie."""
 ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WEBP": "webp", "TIFF": "tif"}
 """By Pillow's name of a format the ending of its files."""
@@ -40,7 +40,7 @@ class PictureStore:
 
     def __init__(self, cache: Path | None) -> None:
         """Takes the run's cache; None where there is none, which tables without pictures inside do not need."""
-        self._folder = None if cache is None else cache / FOLDER
+        self._folder = None if cache is None else cache / TABLE_MEDIA
 
     def keep(self, data: bytes, kind: str) -> Path:
         """Returns the file that has this content.

@@ -20,20 +20,21 @@ from mmmoe.evaluation.clip_score import ClipJudge
 from mmmoe.evaluation.drawing import Jury, as_picture, save
 from mmmoe.evaluation.grading import Sitting, gradable, graded, score_row
 from mmmoe.evaluation.judge import OcrJudge
-from mmmoe.evaluation.questions import Question, load_questions
+from mmmoe.evaluation.questions import Exam, Question, load_questions
 from mmmoe.evaluation.responses import RESPONSES, Responses, folder_of
 from mmmoe.evaluation.routing import judge_routing, with_routing
-from mmmoe.evaluation.scores import PaperScore, ScoreRow, write_scores
+from mmmoe.evaluation.scores import SCORES_FILE, PaperScore, ScoreRow, write_scores
 from mmmoe.evaluation.shares import joined, share
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
 from mmmoe.evaluation.subject import Advance, Subject
 from mmmoe.log import console
 
+Exams = Sequence[tuple[BenchmarkSpec, Exam]]
+"""What is asked, benchmark by benchmark."""
 Published = Mapping[str, Sequence[PaperScore]]
 """By benchmark, what papers say of the family."""
-SCORES_FILE = "scores.json"
 GREEDY: Mapping[str, Any] = {"beams": 1, "repetition_penalty": 1.0}
-GENERATED = ("short_answer", "contained", "location")
+GENERATED = ("short_answer", "location")
 """Kinds of benchmarks whose answers depend on the decoding."""
 
 
@@ -46,19 +47,31 @@ def evaluate_all(
     published: Published | None = None,
 ) -> list[ScoreRow]:
     """Returns the rows of all variants the spec asks for: trained, blind and, when it can be built, untrained."""
-    jury = _jury(trained, spec)
+    jury, exams = _jury(trained, spec), load_exams(spec, cache)
     limit = min((limit for limit in (spec.limit, spec.baseline_limit) if limit), default=None)
     fewer = spec.model_copy(update={"limit": limit})
     with remembering(trained, spec, out_folder, cache):
         rows = evaluate(
-            trained, spec, out_folder, "trained", jury=jury, cache=cache, published=published, forgets=False
+            trained,
+            spec,
+            out_folder,
+            "trained",
+            jury=jury,
+            exams=exams,
+            cache=cache,
+            published=published,
+            forgets=False,
         )
         if spec.routing_labels is not None and trained.guide is not None:
             judge_routing(trained, spec, out_folder, cache)
         if spec.blind:
-            rows += evaluate(trained, fewer, out_folder, "blind", blind=True, jury=jury, cache=cache, forgets=False)
+            rows += evaluate(
+                trained, fewer, out_folder, "blind", blind=True, jury=jury, exams=exams, cache=cache, forgets=False
+            )
     if spec.untrained and untrained is not None:
-        rows += evaluate(untrained(), fewer, out_folder, "untrained", jury=jury, cache=cache, forgets=False)
+        rows += evaluate(
+            untrained(), fewer, out_folder, "untrained", jury=jury, exams=exams, cache=cache, forgets=False
+        )
     # Not before: a kill in the last variant must not cost the answers of the first.
     _forget(spec, out_folder, cache)
     return rows
@@ -72,6 +85,7 @@ def evaluate(
     *,
     blind: bool = False,
     jury: Jury | None = None,
+    exams: Exams | None = None,
     cache: Path | None = None,
     published: Published | None = None,
     quiet: bool = False,
@@ -82,14 +96,14 @@ def evaluate(
     Writes `out_folder/<variant>/<benchmark>.jsonl` (one line an answer) and adds the rows to `out_folder/scores.json`.
     Words and likelihoods of a subject with a key are on the disk as soon as they are there; after a kill only the rest
     is asked, on any number of processes. Pictures are drawn again. Where the spec wants no cache, they are deleted at
-    the end, unless `forgets` says that other variants follow, which a kill may send back to here.
+    the end, unless `forgets` says that other variants follow, which a kill may send back to here. `exams` are those of
+    `load_exams` where they have been loaded for several variants.
 
     Raises:
         ValueError: a benchmark file is wrong, or there is no judge, or nobody who draws; all is looked at before the
             first question is answered.
     """
-    loaded = [(benchmark, load_questions(benchmark, cache=cache)) for benchmark in spec.benchmarks]
-    exams = [(benchmark, gradable(benchmark, exam, spec.limit)) for benchmark, exam in loaded]
+    exams = exams or load_exams(spec, cache)
     jury = jury or _jury(subject, spec)
     subject.batch = spec.batch
     decoding: dict[str, Any] = {"beams": spec.beams, "repetition_penalty": spec.repetition_penalty}
@@ -129,6 +143,16 @@ def evaluate(
     if forgets:
         _forget(spec, out_folder, cache)
     return rows
+
+
+def load_exams(spec: EvaluationSpec, cache: Path | None = None) -> Exams:
+    """Returns what all benchmarks ask, read and checked; the first variant's limit is the widest.
+
+    Raises:
+        ValueError: a benchmark's files are wrong, or its metric cannot judge their answers.
+    """
+    loaded = [(benchmark, load_questions(benchmark, cache=cache)) for benchmark in spec.benchmarks]
+    return [(benchmark, gradable(benchmark, exam, spec.limit)) for benchmark, exam in loaded]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmmoe.evaluation.shares import write_text
 
+SCORES_FILE = "scores.json"
 NUMBERS = ("score", "low", "high", "chance", "majority")
 """Fields that are null in a file where a part that the score needs was not asked."""
 

@@ -116,14 +116,13 @@ class BenchmarkSpec(Spec):
     """JSON Lines of our own: id, question, answer (or answers, a list), image, video, speech or audio, and choices,
     category, group, hint, context where there are any. With `fields`, any json, jsonl, parquet, tsv, csv or txt: one,
     several, or by name; `*` and `?` stand for letters of a file name."""
-    kind: Literal["multiple_choice", "short_answer", "contained", "location", "drawing"]
+    kind: Literal["multiple_choice", "short_answer", "location", "drawing"]
     """multiple_choice: the choice with the highest log-likelihood; short_answer: greedy generation, exact match;
-    contained: likewise, right if the answer holds the right one (TextHarmony's accuracy, which favours long answers);
     location: likewise, four numbers whose box overlaps the right one by half (Acc@0.5); drawing: the model draws, and a
     judge must read the answer on the picture."""
     metric: str | None = None
-    """What answers are worth, by its name in the registry; null: exact of short_answer, choice of multiple_choice,
-    written of drawing; contained and location are their own."""
+    """What answers are worth, by its name in the registry (contained: TextHarmony's accuracy, which favours long
+    answers); null: exact of short_answer, choice of multiple_choice, written of drawing, location of location."""
     fields: FieldsSpec | None = None
     """Null: the file is our own JSON Lines."""
     prompt: str = "{question}"

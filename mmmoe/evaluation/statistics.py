@@ -1,17 +1,14 @@
-"""How sure a score is: intervals by resampling, two runs on the same questions, and what one gets for nothing."""
+"""How sure a score is: intervals by resampling, and two runs on the same questions."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from mmmoe.evaluation.metrics.exact import EXACT, normalise
 from mmmoe.evaluation.metrics.metric import Array, Counts, Metric, Sums, total
-from mmmoe.evaluation.questions import Question
 
 TAIL = 0.025
 """Beyond each end of a 95 % interval."""
@@ -47,23 +44,6 @@ def bootstrap(counts: Counts, metric: Metric, resamples: int, seed: int = 0) -> 
     return _interval(drawn, float(metric.headline(total(counts))), metric.is_share, len(counts.groups))
 
 
-def bootstrap_measures(counts: Counts, metric: Metric, resamples: int, seed: int = 0) -> dict[str, Interval]:
-    """Returns the percentile-bootstrap interval of each measure, from the same resamples as the headline's."""
-    parts = [metric.measures(sums) for sums in _resampled(counts, resamples, seed)]
-    whole = metric.measures(total(counts))
-    return {
-        name: _interval(np.concatenate([part[name] for part in parts]), float(value), False, len(counts.groups))
-        for name, value in whole.items()
-    }
-
-
-def interval(outcomes: Sequence[bool], resamples: int, seed: int = 0) -> Interval:
-    """Returns the interval of a share of right answers, each a group of its own."""
-    ones = np.ones(len(outcomes))
-    columns = {"score": np.asarray(outcomes, dtype=np.float64), "n": ones}
-    return bootstrap(Counts(columns, tuple(map(str, range(len(outcomes))))), EXACT, resamples, seed)
-
-
 def paired(a: Counts, b: Counts, metric: Metric, resamples: int, seed: int = 0) -> Comparison:
     """Returns how two runs compare when both are scored on the same resampled groups.
 
@@ -89,22 +69,6 @@ def paired(a: Counts, b: Counts, metric: Metric, resamples: int, seed: int = 0) 
     tail = (1 + min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))) / (1 + len(drawn))
     differ = np.any([a.columns[name] != b.columns[name] for name in a.columns], axis=0)
     return Comparison(observed, low, high, min(1.0, 2.0 * tail), int(differ.sum()), len(a.groups))
-
-
-def chance(questions: Sequence[Question]) -> float:
-    """Returns the expected score of a uniform guess.
-
-    Among its choices for a question that has some, otherwise among all different answers of the benchmark (a guess by
-    someone who knows what kind of answer is wanted).
-    """
-    different = len({normalise(question.answer) for question in questions})
-    return float(np.mean([1.0 / (len(question.choices) or different) for question in questions]))
-
-
-def majority(questions: Sequence[Question]) -> float:
-    """Returns the score of always giving the benchmark's most frequent answer."""
-    counts = Counter(normalise(question.answer) for question in questions)
-    return counts.most_common(1)[0][1] / len(questions)
 
 
 def _resampled(counts: Counts, resamples: int, seed: int) -> Iterator[dict[str, Array]]:

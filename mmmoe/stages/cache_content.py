@@ -13,6 +13,7 @@ from rich.text import Text
 
 from mmmoe.data.feature_folders import read_folders
 from mmmoe.data.feature_lease import in_use, locked
+from mmmoe.evaluation.pictures import TABLE_MEDIA
 from mmmoe.evaluation.responses import RESPONSES
 from mmmoe.log import console
 from mmmoe.stages.feature_budget import GB, day, gigabytes, what_of
@@ -22,15 +23,17 @@ from mmmoe.stages.spec import RunSpec
 FEATURES, PICTURES, STAGES = "features", "pictures", "stages"
 WHAT = {
     PICTURES: "media of evaluations",
+    TABLE_MEDIA: "media that benchmarks' tables hold",
     RESPONSES: "answers of models",
     LOSSES: "losses of judges",
     ANSWERS: "experts that judges named",
 }
 """What is in the folders of a part, where it is the same in all."""
-ORDER = (FEATURES, PICTURES, RESPONSES, LOSSES, ANSWERS, STAGES)
+ORDER = (FEATURES, PICTURES, TABLE_MEDIA, RESPONSES, LOSSES, ANSWERS, STAGES)
 """What goes first when a cache is trimmed: a tower makes features in hours what a stage makes in days."""
 NAMES = {
     PICTURES: re.compile(r"[0-9a-f]{16}"),
+    TABLE_MEDIA: re.compile(r"[0-9a-f]{2}"),
     RESPONSES: re.compile(r"[0-9a-f]{16}"),
     LOSSES: re.compile(r"[0-9a-f]{32}"),
     ANSWERS: re.compile(r"[0-9a-f]{32}"),

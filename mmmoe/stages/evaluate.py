@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from mmmoe import dist, paths
 from mmmoe.config.ids import CANVAS_VIEW
 from mmmoe.data.slide_task import IMAGE_GENERATION, TEXT_GENERATION, keyword_task
+from mmmoe.data.spec import TemplateSpec
 from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.evaluation.paper_scores import paper_scores
 from mmmoe.evaluation.runner import evaluate_all
@@ -18,9 +21,11 @@ from mmmoe.evaluation.subject import Subject, TaskRule
 from mmmoe.evaluation.table import category_table, score_table
 from mmmoe.log import console
 from mmmoe.models.language import tokenizer_folder
+from mmmoe.models.spec import ModelSpec
 from mmmoe.models.spliced import SplicedModel
 from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.before_pictures import before_pictures, last_of_text
+from mmmoe.stages.cache_content import PICTURES
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild
 from mmmoe.stages.heritage import Heritage
@@ -146,16 +151,37 @@ def subject_of(
         key: names the weights, so that answers can be kept; None: they are not.
     """
     device = dist.device()
-    tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(heritage.model)))
-    return Subject(
+    return asked_as(
+        heritage.model,
+        heritage.template,
         model.to(device).eval(),
-        Template(heritage.template, tokenizer, draws=model.canvas is not None),
-        {view: transform for view, transform in transforms_of(model).items() if view != CANVAS_VIEW},
         device,
-        cache=cache / "pictures",
-        guide=guide_of(heritage.model),
+        cache=cache / PICTURES,
         task=question_task(model, tasks),
         key=key,
+    )
+
+
+def asked_as(
+    declared: ModelSpec, template: TemplateSpec, model: SplicedModel, device: torch.device, **options: Any
+) -> Subject:
+    """Returns a model as it is asked.
+
+    Args:
+        declared: the model's declaration.
+        template: what it was taught to answer in.
+        model: on its device.
+        device: that.
+        options: further ones of a subject.
+    """
+    tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(declared)))
+    return Subject(
+        model,
+        Template(template, tokenizer, draws=model.canvas is not None),
+        {view: transform for view, transform in transforms_of(model).items() if view != CANVAS_VIEW},
+        device,
+        guide=guide_of(declared),
+        **options,
     )
 
 

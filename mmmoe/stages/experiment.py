@@ -10,7 +10,7 @@ from pydantic import Field
 from mmmoe import paths
 from mmmoe.config.load import dump, load
 from mmmoe.config.spec import Spec
-from mmmoe.evaluation.scores import read_scores
+from mmmoe.evaluation.scores import SCORES_FILE, read_scores
 from mmmoe.log import console, logger
 from mmmoe.report.experiment import ExperimentRow, write_experiment
 from mmmoe.stages.ledger import RunFolder
@@ -81,7 +81,7 @@ def _one(spec: RunSpec, path: Path) -> int:
 
 
 def _rows(name: str, path: Path) -> list[ExperimentRow]:
-    scores = read_scores(path / "evaluation" / "scores.json")
+    scores = read_scores(path / "evaluation" / SCORES_FILE)
     # A domain's score is the mean of its benchmarks', so points and sums cannot be among them.
     return [ExperimentRow.of(name, row) for row in scores if row.variant == "trained" and row.is_share]
 

@@ -10,20 +10,15 @@ from typing import Any
 
 import torch
 
-from mmmoe import paths
-from mmmoe.config.ids import CANVAS_VIEW
-from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.engine.precision import compute_dtype
 from mmmoe.engine.protocol import Engine
 from mmmoe.evaluation.runner import evaluate
 from mmmoe.evaluation.spec import EvaluationSpec
 from mmmoe.evaluation.subject import Subject
 from mmmoe.log import logger
-from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.spliced import SplicedModel
-from mmmoe.stages.draw import transforms_of
-from mmmoe.stages.evaluate import EVALUATION, question_task
-from mmmoe.stages.image_routing import guide_of
+from mmmoe.stages.cache_content import PICTURES
+from mmmoe.stages.evaluate import EVALUATION, asked_as, question_task
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 
@@ -69,14 +64,12 @@ class LiveExam:
         dtype = compute_dtype(run.engine)
         # What a tower makes while it trains, or in bfloat16, must not be taken for what its file makes.
         keeps = dtype == torch.float32 and not any(model.tower_of(view).is_trained for view in model.views)
-        tokenizer = load_tokenizer(paths.resolve(tokenizer_folder(run.model)))
-        return Subject(
+        return asked_as(
+            run.model,
+            self._stage.template,
             model,
-            Template(self._stage.template, tokenizer, draws=model.canvas is not None),
-            {view: transform for view, transform in transforms_of(model).items() if view != CANVAS_VIEW},
             self._engine.device,
-            cache=Path(run.cache) / "pictures" if keeps else None,
-            guide=guide_of(run.model),
+            cache=Path(run.cache) / PICTURES if keeps else None,
             # A stage before the one that adds a Slide-LoRA has nobody to tell.
             task=question_task(model, "model" if model.slide is None else self._spec.tasks),
             dtype=dtype,

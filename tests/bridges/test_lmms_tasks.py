@@ -37,7 +37,7 @@ def test_every_task_names_its_packaged_one_and_a_table_with_the_pictures_files(t
     assert task["dataset_kwargs"] == {"data_files": {"testdev": "mmmoe_gqa.parquet"}}
     assert task["process_docs"] is None
     row = parquet.read_table(tmp_path / "out/mmmoe_scienceqa.parquet").to_pylist()[0]
-    assert row.pop("image")["path"].startswith(str(tmp_path / "out/benchmarks"))
+    assert row.pop("image")["path"].startswith(str(tmp_path / "out/table_media"))
     assert row == {
         "hint": "See the picture.",
         "question": "Which is colder?",

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import json
 from unittest import mock
 
 import pytest
@@ -11,6 +10,7 @@ from published_forms import png, separated
 from mmmoe.bridges import vlmeval
 from mmmoe.bridges.vlmeval import write_predictions
 from mmmoe.config.load import load
+from mmmoe.evaluation.answers import Answer, write_answers
 from mmmoe.evaluation.questions import load_questions
 from mmmoe.evaluation.spec import EvaluationSpec
 from mmmoe.paths import project_root
@@ -38,7 +38,8 @@ EXPECTED = [
 def answers(tmp_path):
     folder = tmp_path / "evaluation/trained"
     folder.mkdir(parents=True)
-    (folder / "shapes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ANSWERS))
+    given = {"image": None, "correct": False, "choices": [], "scores": [], "domain": "general"}
+    write_answers(folder / "shapes.jsonl", [Answer(**given | row) for row in ANSWERS])
     return folder
 
 
@@ -68,10 +69,10 @@ def test_what_is_no_folder_of_answers_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"no answers in .*; name the folder of a variant"):
         write_predictions(tmp_path, tmp_path / "m")
     (tmp_path / "a.jsonl").write_text('{"id": "1"}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl line 1 has no 'question'; it is no file of answers"):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 1 lacks answer, "):
         write_predictions(tmp_path, tmp_path / "m")
     (tmp_path / "a.jsonl").write_text("[1]\n{\n")
-    with pytest.raises(ValueError, match=r"a\.jsonl line 1 has no 'id'"):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 1 is no answer"):
         write_predictions(tmp_path, tmp_path / "m")
 
 

@@ -108,10 +108,11 @@ def test_words_that_no_judge_can_tell_from_nothing_are_refused(benchmark_file):
 def test_an_answer_may_hold_the_right_one(benchmark_file, tmp_path):
     rows = [{"id": "a", "question": "3", "answer": "3"}, {"id": "b", "question": "4", "answer": "none of it"}]
     file = benchmark_file(rows)
-    [row] = evaluate(make_subject(), spec_of(file, "contained"), tmp_path, "trained")
+    benchmarks = [BenchmarkSpec(name="write", file=str(file), kind="short_answer", metric="contained")]
+    [row] = evaluate(make_subject(), spec_of(file, "short_answer", benchmarks=benchmarks), tmp_path, "trained")
     for answer in lines(tmp_path / "trained/write.jsonl"):
         assert answer["correct"] == (answer["answer"] in answer["prediction"])
-    assert row.kind == "contained"
+    assert row.metric == "contained"
 
 
 def test_judges_are_made_and_references_read_once_for_all_variants(monkeypatch, benchmark_file, tmp_path):

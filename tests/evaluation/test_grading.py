@@ -113,9 +113,8 @@ def test_rows_set_aside_are_counted_and_named(benchmark_file, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("multiple_choice", "choice"), ("short_answer", "exact"), ("contained", "contained"),
-     ("location", "location"), ("drawing", "written")],
-)  # fmt: skip
+    [("multiple_choice", "choice"), ("short_answer", "exact"), ("location", "location"), ("drawing", "written")],
+)
 def test_every_kind_has_a_metric_of_its_own(kind, name):
     assert metric_for(BenchmarkSpec(name="b", file="f", kind=kind)).name == name
 

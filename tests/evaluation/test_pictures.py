@@ -48,7 +48,7 @@ def test_a_picture_lies_under_its_digest(form, ending, tmp_path):
     data = encoded(form)
     digest = hashlib.sha256(data).hexdigest()
     path = PictureStore(tmp_path).keep(data, "image")
-    assert path == tmp_path / "benchmarks" / digest[:2] / f"{digest}.{ending}"
+    assert path == tmp_path / "table_media" / digest[:2] / f"{digest}.{ending}"
     assert path.read_bytes() == data
 
 

@@ -297,7 +297,7 @@ def test_an_evaluation_asks_what_a_table_holds_and_tells_what_it_set_aside(folde
         logger().removeHandler(caplog.handler)
     assert (row.n, row.score) == (3, 1.0)
     assert "benchmark b: 1 rows set aside\n  t.parquet row 3: image cannot be decoded" in caplog.text
-    assert len(list((folder / "cache/benchmarks").rglob("*.png"))) == 3
+    assert len(list((folder / "cache/table_media").rglob("*.png"))) == 3
 
 
 def test_pictures_in_a_table_need_a_cache(folder):

@@ -21,6 +21,7 @@ from mmmoe.models.mmfs.language import add_synchroniser
 from mmmoe.models.mmfs.spec import SynchroniserSpec
 from mmmoe.models.spec import ScratchLanguage
 from mmmoe.models.towers.pyramid import PyramidTower
+from mmmoe.models.towers.tower import ImageTower
 
 CHANNELS, SIDES, SIDE = 8, (4, 2), 8
 SLOTS = 3
@@ -47,22 +48,38 @@ class ToyPyramid(PyramidTower):
         return torch.cat(found, dim=1)
 
 
-def toy_harmony(*, seed=0, max_positions=128, synchroniser=True, stir=True, slide=None, **decoder):
+class ToyCells(ImageTower):
+    """Mean colours of four cells, linearly mapped: a map to make a pyramid of."""
+
+    mean = std = (0.5, 0.5, 0.5)
+    key, channels, image_size, grid, num_tokens = "cells", CHANNELS, SIDE, (2, 2), 4
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, CHANNELS)
+        self.freeze()
+
+    def forward(self, pixels_ICHW):
+        return self.layer(nn.functional.adaptive_avg_pool2d(pixels_ICHW, 2).flatten(2).transpose(1, 2))
+
+
+def toy_harmony(*, seed=0, max_positions=128, synchroniser=True, stir=True, slide=None, tower=None, **decoder):
     """Returns the toy; `stir` moves every weight, so that nothing hides behind a zero."""
     torch.manual_seed(seed)
-    tower = ToyPyramid()
+    tower = tower or ToyPyramid()
+    sides = tower.sides
     language = build_language(ScratchLanguage(config=CONFIG | {"initializer_range": 0.2}, tokenizer="none"))
     perceiver = PerceiverSpec(
         queries=SLOTS, layers=1, width=8, heads=2, inner=12, cross_attention_every=1, query_std=1.0
     )
     spec = VisualTokenizerSpec(perceiver=perceiver, position_grid=4, projector_std=0.5)
-    connector = VisualTokenizer(spec, CHANNELS, tower.grid, SIDES, 32)
+    connector = VisualTokenizer(spec, CHANNELS, tower.grid, sides, 32)
     memory = None
     if synchroniser:
         small = SynchroniserSpec(every=1, heads=2, points=2, base_side=2)
-        memory = add_synchroniser(language, small, CHANNELS, SIDES)
-    image = ImageDecoder(spec_of(**{"perceiver": PERCEIVER, **decoder}), 32, CHANNELS, SIDES)
-    model = TextHarmony(tower, connector, language, memory, range(len(SIDES)), image, max_positions, 10.0)
+        memory = add_synchroniser(language, small, CHANNELS, sides)
+    image = ImageDecoder(spec_of(**{"perceiver": PERCEIVER, **decoder}), 32, CHANNELS, sides)
+    model = TextHarmony(tower, connector, language, memory, range(len(sides)), image, max_positions, 10.0)
     if slide is not None:
         sites = ["language.*.self_attn.[qkvo]_proj"]
         model.add_adapters([SlideLoRASpec(**({"sites": sites, "rank": 2, "alpha": 2} | slide))])

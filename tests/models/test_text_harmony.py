@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harmony_toy import MIXED, SLOTS, batch, prompt, row, toy_harmony
+from harmony_toy import MIXED, SLOTS, ToyCells, batch, prompt, row, toy_harmony
 from image_decoder_toy import COLUMNS, HEIGHT
 
 from mmmoe.config.ids import CANVAS_VIEW, IGNORE_ID, IMAGE_ID, LETTERS_VIEW
 from mmmoe.models.image_decoder import decoder
+from mmmoe.models.towers.simple_pyramid import SimplePyramidTower
 
 HARD = {"gate": "label", "init": "lora"}
 LEARNED = {"gate": "learned", "gate_weight": 0.5, "init": "lora"}
@@ -221,9 +222,11 @@ def test_another_number_of_images_to_be_drawn_is_refused(change):
         model(**given)
 
 
-def test_features_stand_for_pictures(even_noise):
-    model, given = toy_harmony(), batch(*MIXED)
+@pytest.mark.parametrize("tower", [None, ToyCells], ids=["pyramid", "simple pyramid"])
+def test_features_stand_for_pictures(even_noise, tower):
+    model, given = toy_harmony(tower=tower and SimplePyramidTower(tower())), batch(*MIXED)
     by_media = model(**given)
+    assert (by_media.auxiliary["image"] > 0).any()
     media = dict(given["media"])
     features = {view: model.encode(view, media.pop(view)) for view in model.views}
     found = model(**(given | {"media": media, "features": features}))

@@ -48,7 +48,6 @@ METRICS: dict[str, Metric] = {
 OF_KIND = {
     "multiple_choice": "choice",
     "short_answer": "exact",
-    "contained": "contained",
     "location": "location",
     "drawing": "written",
 }

@@ -77,12 +77,7 @@ def build_stage_model(
     before = list(heritage.adapters) if heritage is not None else []
     if heritage is not None:
         check_same_model(heritage, run.model)
-        now = base_fingerprint(run.model.language)
-        if heritage.base != now:
-            raise ValueError(
-                f"{heritage.path} was trained on other base weights than model.language has now (fingerprints "
-                f"{heritage.base!r} and {now!r}); put those back, or train it anew"
-            )
+        _check_same_base(heritage)
     if [*before, *stage.adapters] != adapters:
         where = heritage.path if heritage is not None else "the base"
         raise ValueError(
@@ -158,9 +153,23 @@ def _whole_shape(tensor: Tensor, place: ExpertPlace) -> tuple[int, ...]:
     return (tensor.shape[0] * place.size, *tensor.shape[1:])
 
 
+def _check_same_base(heritage: Heritage) -> None:
+    now = base_fingerprint(heritage.model.language)
+    if heritage.base != now:
+        raise ValueError(
+            f"{heritage.path} was trained on other base weights than model.language has now (fingerprints "
+            f"{heritage.base!r} and {now!r}); put those back, or train it anew"
+        )
+
+
 def rebuild(path: Path) -> tuple[SplicedModel, Heritage]:
-    """Returns the trained model of a finished stage's folder, from that folder and the base weights alone."""
+    """Returns the trained model of a finished stage's folder, from that folder and the base weights alone.
+
+    Raises:
+        ValueError: The folder holds no finished stage, or its base weights are others now.
+    """
     heritage = Heritage.read(path)
+    _check_same_base(heritage)
     model = build_model(heritage.model, heritage.seed)
     bare = set(tensors_of(model))
     add_adapters(model, heritage.adapters, heritage.seed)

@@ -127,6 +127,14 @@ def test_a_crash_between_a_stages_last_file_and_its_ledger_line_repeats_nothing(
     assert (copy / "stages/mole/metrics.jsonl").read_bytes() == before
 
 
+def test_other_base_weights_are_refused_when_the_model_is_built_again(run, monkeypatch):
+    from mmmoe.stages import handover
+
+    monkeypatch.setattr(handover, "base_fingerprint", lambda part: "others")
+    with pytest.raises(ValueError, match=r"mole/final was trained on other base weights .*put those back"):
+        handover.rebuild(run / "stages/mole/final")
+
+
 def test_another_suite_is_evaluated_on_the_answers_that_are_there(run, project, mmmoe, tmp_path):
     from mmmoe.evaluation.scores import read_scores
 

@@ -256,7 +256,10 @@ class Subject:
                 fit.append(row)
                 continue
             too_long.add(row.place)
-            self._cannot(row.question, f"its prompt takes {length} positions and the model has {most}; shorten it or raise max_positions")
+            self._cannot(
+                row.question,
+                f"its prompt takes {length} positions and the model has {most}; shorten it or raise max_positions",
+            )
         return fit, too_long
 
     def _cannot(self, question: str, reason: str) -> None:

@@ -10,6 +10,7 @@ from mmmoe.evaluation.metrics.ngrams import bleu_counts, cider, rouge
 from mmmoe.evaluation.metrics.registry import METRICS
 from mmmoe.evaluation.metrics.treebank import tokens
 
+
 @pytest.mark.golden("metrics/caption_cider")
 def test_cider(case, lines):
     scores = cider([line["prediction"] for line in lines], [line["references"] for line in lines])

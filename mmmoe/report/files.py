@@ -123,7 +123,7 @@ def _read_scores(path: Path) -> list[Row]:
     """Returns score rows; those of before metrics had names are shares of right answers."""
     return [
         {"metric": "", "scale": 100.0, "is_share": True, "unparsable_share": row.get("empty_share", 0.0),
-         "categories": [], "measures": {}, "set_aside": 0, "published": []} | row
+         "categories": [], "measures": {}, "set_aside": 0, "unanswered": 0, "published": []} | row
         for row in _read_list(path)
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from mmmoe import dist
+from mmmoe.conceal import conceal
 from mmmoe.config.load import dump, load
 from mmmoe.log import console
 from mmmoe.stages.spec import RunSpec
@@ -342,7 +343,7 @@ def guarded(call: Callable[[], None]) -> int:
 def _tell(text: str) -> None:
     prefix = "" if dist.world_size() == 1 else f"process {dist.rank()}: "
     console.print(f"[bold red]error[/bold red]: {prefix}", end="")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(conceal(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -85,4 +85,3 @@ def _known(here: Any) -> str:
         names = [str(item["name"]) for item in here if isinstance(item, dict) and "name" in item]
         return f"the list has {len(here)} items" + (f" named {', '.join(names)}" if names else "")
     return f"there is no mapping but {here!r:.80}"
-

@@ -104,9 +104,7 @@ def routes(value: Any, route: Route) -> Iterator[Route]:
 class Reader:
     """Turns the nodes of one text into plain values and notes where each stands."""
 
-    def __init__(
-        self, tree: Tree, shown: str, beside: Path | None, chain: tuple[Path, ...], reading: Reading
-    ) -> None:
+    def __init__(self, tree: Tree, shown: str, beside: Path | None, chain: tuple[Path, ...], reading: Reading) -> None:
         """Prepares for a text.
 
         Args:

@@ -12,7 +12,22 @@ from mmmoe.data.media import KINDS
 CHECK = ', "crc32": '
 """Stands before the checksum, at a line's end."""
 FIELDS = frozenset(
-    "version bytes sha256 count items origin key members modalities sizes tokens first crc32 images".split()
+    [
+        "version",
+        "bytes",
+        "sha256",
+        "count",
+        "items",
+        "origin",
+        "key",
+        "members",
+        "modalities",
+        "sizes",
+        "tokens",
+        "first",
+        "crc32",
+        "images",
+    ]
 )
 """Of headers and samples; `images` was version 1's."""
 

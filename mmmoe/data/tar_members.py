@@ -79,7 +79,9 @@ def _check_end(tar: Path, offset: int) -> None:
         stream.seek(offset)
         block = stream.read(tarfile.BLOCKSIZE)
         if len(block) < tarfile.BLOCKSIZE or any(block):
-            raise ValueError(f"{tar} is damaged or cut off at byte {offset}, where no member and no end is; copy it again")
+            raise ValueError(
+                f"{tar} is damaged or cut off at byte {offset}, where no member and no end is; copy it again"
+            )
         while block:
             if block.count(0) != len(block):
                 raise ValueError(

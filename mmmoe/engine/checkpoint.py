@@ -235,7 +235,9 @@ def _state(path: Path) -> CheckpointState:
     mappings = (state.spec, state.seeds, state.extra)
     is_whole = type(state.step) is int and state.step >= 0 and isinstance(state.parent, str | None)
     if not is_whole or not all(isinstance(part, dict) for part in mappings):
-        raise ValueError(f"{path / STATE} is no checkpoint's state: step, parent, spec, seeds or extra is of another kind")
+        raise ValueError(
+            f"{path / STATE} is no checkpoint's state: step, parent, spec, seeds or extra is of another kind"
+        )
     return state
 
 

@@ -76,8 +76,8 @@ def _secrets(tree: Tree) -> list[str]:
     for route in routes(tree.data, ()):
         if is_secret(str(route[-1]), _at(tree.data, route)):
             found.append(
-                f"{tree.mark(route)}: {dotted(route)}: is a secret, and a configuration is copied into reports; give it "
-                "in the environment of whatever asks for it"
+                f"{tree.mark(route)}: {dotted(route)}: is a secret, and a configuration is copied into reports; give "
+                "it in the environment of whatever asks for it"
             )
     return found
 

@@ -33,7 +33,7 @@ FIELDS = frozenset(
 
 
 def signed(fields: Mapping[str, Any], number: int) -> str:
-    """Returns line `number`, whose last field is a checksum: damage and a wrong place are seen when it alone is read."""
+    """Returns line `number`, whose last field is a checksum: damage or a wrong place is seen when it alone is read."""
     plain = json.dumps(fields)
     return f"{plain[:-1]}{CHECK}{zlib.crc32(plain.encode(), number)}}}"
 

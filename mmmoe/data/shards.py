@@ -73,7 +73,7 @@ class Shard:
             return parse_entry(line, index + 1, self.header)
         except ValueError as error:
             raise ValueError(
-                f"{index_path(self.path)}, line {index + 2}: {error}; delete the index and it is built anew from the tar"
+                f"{index_path(self.path)}, line {index + 2}: {error}; delete the index and it is built anew"
             ) from error
 
     def read(self, entry: Entry, ending: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Feeds a reader thousands of damaged inputs: each must be read, or refused with a message, in seconds and in bounds."""
+"""Feeds a reader thousands of damaged inputs: each is read, or refused with a message, in seconds and in bounds."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ def fuzz(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> 
             try:
                 seen[read(given_input)] += 1
             except ValueError as error:
-                assert str(error), "a refusal says why"
-                seen["refused"] += 1
+                seen["refused" if str(error) else "refused without a reason"] += 1
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -59,6 +58,7 @@ def fuzz(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> 
         finally:
             signal.signal(signal.SIGALRM, before)
             logging.disable(logging.NOTSET)
+        assert not seen["refused without a reason"]
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown
         assert grown < MOST_GROWTH_KB, f"reading took {grown} KB more"
         with capsys.disabled():

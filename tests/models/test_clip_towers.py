@@ -81,8 +81,8 @@ def test_a_trunk_of_timm_gives_its_normalised_patch_tokens(size, tmp_path):
     visual = saved(tmp_path / "clip.pt", BIOMED)
     (tmp_path / "open_clip_config.json").write_text(json.dumps(BIOMED))
     spec = OpenCLIPTower(
-        name="small biomed", config=str(tmp_path / "open_clip_config.json"), path=str(tmp_path / "clip.pt"), allow_pickle=True,
-        layer=-1, norm=True, image_size=None if size == 224 else size,
+        name="small biomed", config=str(tmp_path / "open_clip_config.json"), path=str(tmp_path / "clip.pt"),
+        allow_pickle=True, layer=-1, norm=True, image_size=None if size == 224 else size,
     )  # fmt: skip
     tower = build_tower(spec)
     side = size // 16

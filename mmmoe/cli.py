@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 
 from mmmoe import dist
+from mmmoe.conceal import conceal
 from mmmoe.config.load import dump, load
 from mmmoe.log import console
 from mmmoe.stages.spec import RunSpec
@@ -122,6 +124,24 @@ def report(
     from mmmoe.report.page import write_report
 
     console.print(f"report: {write_report(folder, benches or [])}", soft_wrap=True)
+
+
+@app.command()
+def ui(
+    folder: Annotated[Path, typer.Argument(help="a run folder, or the folder of runs")] = Path("runs"),
+    settings: Annotated[list[str] | None, typer.Argument(help="port=N; 0 takes a free one")] = None,
+) -> None:
+    """Show reports in a browser, up to date while a run goes on: read only, for this machine alone."""
+    from mmmoe.report.serve import PORT, ReportServer
+
+    given = dict(setting.partition("=")[::2] for setting in settings or [])
+    port = given.pop("port", str(PORT))
+    if given or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"mmmoe ui takes port=N (0 to 65535) and nothing else, got {' '.join(settings or [])}")
+    with ReportServer(folder, int(port)) as server:
+        console.print(f"{server.address} shows the runs in {server.folder}; Ctrl-C ends it", soft_wrap=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @app.command()
@@ -342,7 +362,7 @@ def guarded(call: Callable[[], None]) -> int:
 def _tell(text: str) -> None:
     prefix = "" if dist.world_size() == 1 else f"process {dist.rank()}: "
     console.print(f"[bold red]error[/bold red]: {prefix}", end="")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(conceal(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

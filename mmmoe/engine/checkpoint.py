@@ -108,8 +108,10 @@ def read(path: Path) -> Checkpoint:
     faults = verify(path)
     if faults:
         raise ValueError(f"checkpoint {path} cannot be used: {'; '.join(faults)}. Take an earlier step_* folder")
-    state = CheckpointState(**json.loads((path / STATE).read_text(encoding="utf-8")))
-    return Checkpoint(state, load_file(path / MODEL), load_file(path / OPTIMIZER), digest(path))
+    try:
+        return Checkpoint(_state(path), load_file(path / MODEL), load_file(path / OPTIMIZER), digest(path))
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint {path} holds no tensors ({error}). Take an earlier step_* folder") from error
 
 
 def digest(path: Path) -> str:
@@ -121,13 +123,15 @@ def verify(path: Path) -> list[str]:
     """Returns what is wrong with a checkpoint's files, nothing if they are as written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        expected = dict(manifest["files"])
-    except FileNotFoundError:
+        version, expected = manifest["version"], dict(manifest["files"])
+    except (FileNotFoundError, NotADirectoryError):
         return [f"{MANIFEST} is missing"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return [f"{MANIFEST} is damaged"]
-    if manifest.get("version") != VERSION:
-        return [f"version {manifest.get('version')} is not {VERSION}: read it with the mmmoe that wrote it"]
+    if version != VERSION:
+        return [f"version {version!r:.40} is not {VERSION}: read it with the mmmoe that wrote it"]
+    if set(expected) != {MODEL, OPTIMIZER, STATE} or not all(isinstance(entry, dict) for entry in expected.values()):
+        return [f"{MANIFEST} is damaged: it does not name {MODEL}, {OPTIMIZER} and {STATE} with their hashes"]
     return [fault for name, entry in expected.items() if (fault := _fault(path / name, entry))]
 
 
@@ -218,6 +222,25 @@ class BackgroundWriter:
             self._error = error
 
 
+def _state(path: Path) -> CheckpointState:
+    """Returns what a checkpoint says of itself.
+
+    Raises:
+        ValueError: It is not what a checkpoint says.
+    """
+    try:
+        state = CheckpointState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path / STATE} is no checkpoint's state ({error})") from error
+    mappings = (state.spec, state.seeds, state.extra)
+    is_whole = type(state.step) is int and state.step >= 0 and isinstance(state.parent, str | None)
+    if not is_whole or not all(isinstance(part, dict) for part in mappings):
+        raise ValueError(
+            f"{path / STATE} is no checkpoint's state: step, parent, spec, seeds or extra is of another kind"
+        )
+    return state
+
+
 def _describe(path: Path) -> dict[str, object]:
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
@@ -230,9 +253,9 @@ def _sha256(path: Path) -> str:
 def _fault(path: Path, entry: Mapping[str, object]) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{path.name} has {path.stat().st_size} bytes, not {entry['bytes']}"
-    return None if _sha256(path) == entry["sha256"] else f"{path.name} has another hash than when it was written"
+    if path.stat().st_size != entry.get("bytes"):
+        return f"{path.name} has {path.stat().st_size} bytes, not {entry.get('bytes')!r:.40}"
+    return None if _sha256(path) == entry.get("sha256") else f"{path.name} has another hash than when it was written"
 
 
 def _require_room(folder: Path, *parts: Mapping[str, Tensor]) -> None:

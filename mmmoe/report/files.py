@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from mmmoe.conceal import conceal
+
 Row = dict[str, Any]
 OTHER_ROUTING = "evaluation_routing_"
 """Begins the names of folders of evaluations whose vision experts were chosen otherwise than the run declares."""
@@ -100,7 +102,7 @@ def read_run(folder: Path, benches: Sequence[Path] = ()) -> RunFiles:
         stages=stages,
         scores=tuple(scores),
         answers=answers,
-        spec_text=spec_text,
+        spec_text=conceal(spec_text),
         ledger=read_lines(folder / "ledger.jsonl"),
         experts=tuple((spec.get("model") or {}).get("experts") or ()),
         routing=_in_words((spec.get("evaluation") or {}).get("routing") or "predicted"),

@@ -66,7 +66,8 @@ def inputs_of(model: SplicedModel, rows: int) -> dict[str, Any]:
     """Returns what a micro-batch of so many rows, each with an image, gives the model."""
     device = model.device
     generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(5, 1000, (rows, TOKENS), generator=generator)
+    vocabulary = int(model.language.get_input_embeddings().num_embeddings)
+    ids_BT = torch.randint(5, min(1000, vocabulary), (rows, TOKENS), generator=generator)
     ids_BT[:, 1] = IMAGE_ID
     labels_BT = torch.full_like(ids_BT, IGNORE_ID)
     labels_BT[:, -TARGETS:] = ids_BT[:, -TARGETS:]

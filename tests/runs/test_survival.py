@@ -21,7 +21,7 @@ STAGE = "stages.mole"
 FAULTS = f"{STAGE}.training.faults={{spike: 1.000001, window: 1, budget: 20}}"
 BEST = [f"{STAGE}.training.checkpoint.keep_best=shape", f"{STAGE}.evaluate={{every: 1, limit: 8}}"]
 SETTINGS = [FAULTS, *BEST, f"{STAGE}.training.steps=14", f"{STAGE}.training.checkpoint.keep=1"]
-OFTEN = [f"{STAGE}.training.checkpoint.every=null", f"{STAGE}.training.checkpoint.minutes=1e-6"]
+OFTEN = [f"{STAGE}.training.checkpoint.every=null", f"{STAGE}.training.checkpoint.minutes=0.000001"]
 
 
 def run(project, name, *overrides):

@@ -133,10 +133,11 @@ def test_a_quarantine_that_finds_no_room_loses_no_sample_that_it_wrote_before_or
         return BadSample("shapes", "0.tar", key, "no picture")
 
     path = tmp_path / "quarantine.0.jsonl"
-    Quarantine(tmp_path, 9).add(bad("a"))
+    quarantine = Quarantine(tmp_path, 9)
+    quarantine.add(bad("a"))
     aside = moved_to_full(path)
     with pytest.raises(OSError, match="No space left"):
-        Quarantine(tmp_path, 9).add(bad("b"))
+        quarantine.add(bad("b"))
     back(path, aside)
     with path.open("a") as file:
         file.write(json.dumps({"source": "shapes"})[:9])

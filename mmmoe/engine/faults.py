@@ -75,7 +75,7 @@ class FaultRule:
         if usual <= 0 or loss <= self._spec.spike * usual:
             return None
         last = f"the median of the last {self._spec.window}, {usual:.4g}"
-        return Fault(f"loss {loss:.4g} is {loss / usual:.3g} times {last}", is_spike=True)
+        return Fault(f"loss {loss:.4g} is {loss / usual:.4g} times {last}", is_spike=True)
 
     def of_norm(self, norm: float) -> Fault | None:
         """Returns what is wrong with a global gradient norm, None if nothing."""

@@ -30,7 +30,7 @@ def run(project, name, *overrides):
 
 
 def finish(process):
-    said = process.communicate(timeout=300)[0].decode()
+    said = process.communicate(timeout=600)[0].decode()
     assert process.returncode == 0, said
     return said
 
@@ -47,7 +47,7 @@ def test_skips_and_the_best_checkpoint_survive_a_kill(project, mmmoe):
     whole, process = run(project, "whole_best")
     said = finish(process)
     killed, process = run(project, "killed_best", *OFTEN)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     checkpoints = killed / "stages/mole/checkpoints"
     while not any(int(path.name[5:]) >= 7 for path in all_steps(checkpoints)):
         assert process.poll() is None, process.communicate()[0].decode()

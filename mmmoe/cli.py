@@ -15,12 +15,13 @@ import typer
 from mmmoe import dist
 from mmmoe.conceal import conceal
 from mmmoe.config.load import dump, load
+from mmmoe.engine.memory import MemoryFullError, is_out_of_memory
 from mmmoe.log import console
 from mmmoe.stages.spec import RunSpec
 
-LOST_PEER, USER_MISTAKE, DIVERGED, NO_ROOM, STOPPED = 1, 2, 3, 4, 75
-"""Exit statuses: another process failed; something to correct; a loss that is not finite; disk full or read-only;
-stopped on request, to be resumed."""
+LOST_PEER, USER_MISTAKE, DIVERGED, NO_ROOM, NO_MEMORY, STOPPED = 1, 2, 3, 4, 5, 75
+"""Exit statuses: another process failed; something to correct; a loss that is not finite; a disk that is full or cannot
+be written; out of memory; stopped on request, to be resumed."""
 
 
 class Voice(StrEnum):
@@ -155,12 +156,13 @@ def experiment(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="step, lora, mov_adapter, vision_experts, evaluation, an op (`kernels`: all ops)")
+        str,
+        typer.Argument(help="step, lora, mov_adapter, vision_experts, evaluation, checkpoint, an op (`kernels`: all)"),
     ] = "step",
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="sizes of what is timed; for step and vision_experts config=FILE and overrides; for evaluation run=RUN"
+            help="sizes; for step, vision_experts and checkpoint config=FILE and overrides; for evaluation run=RUN"
         ),
     ] = None,
     json: Annotated[
@@ -168,7 +170,7 @@ def bench(
     ] = None,
     check: Annotated[bool, typer.Option(help="a line for every bound; exit status 1 if one is missed")] = False,
 ) -> None:
-    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts, batched answers or the ops."""
+    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts, answers, checkpoints or the ops."""
     from mmmoe.kernels.bench import measure, parse_sizes, publish
 
     given, draw = settings or [], None
@@ -184,6 +186,10 @@ def bench(
         from mmmoe.stages.bench_evaluation import bench_evaluation
 
         results = bench_evaluation(given)
+    elif name == "checkpoint":
+        from mmmoe.stages.bench_checkpoint import bench_checkpoint
+
+        results = bench_checkpoint(given)
     elif name not in ("step", "lora"):
         results = measure(name, parse_sizes(given))
     else:
@@ -346,12 +352,18 @@ def guarded(call: Callable[[], None]) -> int:
         _tell(str(stopped))
         return STOPPED
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            _tell(f"{error.filename or ''} {error.strerror}; what was saved before is intact: make room, then resume")
-            return NO_ROOM
-        _tell(str(error))
-        return USER_MISTAKE
+        cure = _CURES.get(error.errno or 0)
+        if cure is None:
+            _tell(str(error))
+            return USER_MISTAKE
+        where = f"{error.filename}: " if error.filename else ""
+        _tell(f"{where}{error.strerror}; what was saved before is intact: {cure}, then resume")
+        return NO_ROOM
+    except MemoryError as error:
+        return _tell_memory(error)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            return _tell_memory(error)
         if dist.world_size() == 1 or "by peer" not in str(error):
             raise
         _tell("another process of this run stopped; its message says why")
@@ -359,10 +371,29 @@ def guarded(call: Callable[[], None]) -> int:
     return 0
 
 
+_CURES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+    errno.EROFS: "have the disk mounted so that it can be written",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+}
+"""What to do about a place that cannot be written, by the system's number of the error."""
+
+
+def _tell_memory(error: BaseException) -> int:
+    told = str(error)
+    if not isinstance(error, MemoryFullError):
+        told = f"out of memory: {told.strip()}\n`mmmoe plan` shows what takes the memory"
+    _tell(told)
+    return NO_MEMORY
+
+
 def _tell(text: str) -> None:
     prefix = "" if dist.world_size() == 1 else f"process {dist.rank()}: "
-    console.print(f"[bold red]error[/bold red]: {prefix}", end="")
-    console.print(conceal(text), markup=False, highlight=False, soft_wrap=True)
+    with suppress(OSError):  # the log may be on the disk that is full
+        console.print(f"[bold red]error[/bold red]: {prefix}", end="")
+        console.print(conceal(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

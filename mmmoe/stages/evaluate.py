@@ -90,7 +90,12 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
         raise ValueError(f"{final} is not finished; go on with `mmmoe resume {run_path}`")
     dist.start()
     own = folder.spec().evaluation
-    out = (run_path if path == run_path else path.parent) / folder_name(spec.evaluation, own or spec.evaluation)
+    name = folder_name(spec.evaluation, own or spec.evaluation)
+    if path == run_path:
+        out = run_path / name
+    else:
+        # A stage's best checkpoint stands beside its last; so do their scores.
+        out = path.parent / (name if path.name == "final" else f"{path.name}_{name}")
     evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
     dist.stop()
 

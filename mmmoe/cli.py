@@ -13,12 +13,9 @@ import typer
 
 from mmmoe import dist
 from mmmoe.config.load import dump, load
-from mmmoe.log import console
+from mmmoe.log import console, place
 from mmmoe.stages.spec import RunSpec
-
-LOST_PEER, USER_MISTAKE, DIVERGED, NO_ROOM, STOPPED = 1, 2, 3, 4, 75
-"""Exit statuses: another process failed; something to correct; a loss that is not finite; disk full or read-only;
-stopped on request, to be resumed."""
+from mmmoe.stages.status import DIVERGED, LOST_PEER, NO_ROOM, STOPPED, USER_MISTAKE
 
 
 class Voice(StrEnum):
@@ -332,15 +329,18 @@ def guarded(call: Callable[[], None]) -> int:
         _tell(str(error))
         return USER_MISTAKE
     except RuntimeError as error:
-        if dist.world_size() == 1 or "by peer" not in str(error):
+        if dist.world_size() == 1 or not dist.lost_peer(error):
             raise
-        _tell("another process of this run stopped; its message says why")
+        _tell(
+            f"another process of this run stopped, or did not come to where this one waits ({place()}); its message "
+            f"says why, and what was saved is intact ({str(error).splitlines()[0]})"
+        )
         return LOST_PEER
     return 0
 
 
 def _tell(text: str) -> None:
-    prefix = "" if dist.world_size() == 1 else f"process {dist.rank()}: "
+    prefix = "" if dist.world_size() == 1 else f"{dist.who()}: "
     console.print(f"[bold red]error[/bold red]: {prefix}", end="")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -349,6 +349,7 @@ def main() -> None:
     """Entry point of the `mmmoe` command."""
     # DeepSpeed's launcher puts this before everything else; the environment says the same.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    dist.adopt_slurm()
     sys.exit(guarded(app))
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from mmmoe import dist
 from mmmoe.engine import checkpoint
 from mmmoe.engine.stop import StopRequest
-from mmmoe.log import logger
+from mmmoe.log import console, enter, logger
 from mmmoe.stages.assembly import digests, finished_stage, read_parts
 from mmmoe.stages.cache import StageCache
 from mmmoe.stages.evaluate import evaluate_run
+from mmmoe.stages.heartbeat import heartbeat
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.ledger import RunFolder, Stopped
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -29,16 +30,21 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
         Stopped: when a signal asked the run to stop; the state is saved by then.
     """
     dist.start()
+    if dist.world_size() > 1:
+        console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
     stop = StopRequest(folder.path / STOP_FILE)
     try:
-        with stop:
-            for stage in spec.stages:
-                _one_stage(spec, stage, folder, stop)
-        if spec.evaluation is not None:
-            evaluate_run(spec, folder)
-        if dist.rank() == 0:
-            folder.record("finished")
-        dist.barrier()
+        with heartbeat(spec.engine.deadline_s, folder.path):
+            with stop:
+                for stage in spec.stages:
+                    enter(f"stage {stage.name}")
+                    _one_stage(spec, stage, folder, stop)
+            enter("the evaluation")
+            if spec.evaluation is not None:
+                evaluate_run(spec, folder)
+            if dist.rank() == 0:
+                folder.record("finished")
+            dist.barrier()
     except Stopped as stopped:
         if dist.rank() == 0:
             folder.record("stopped", stage=stopped.stage, step=stopped.step)

@@ -14,6 +14,7 @@ import typer
 from mmmoe import dist
 from mmmoe.config.load import dump, load
 from mmmoe.log import console, place
+from mmmoe.stages.hostfile import Launcher
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import DIVERGED, LOST_PEER, NO_ROOM, STOPPED, USER_MISTAKE
 
@@ -53,6 +54,38 @@ def resume(folder: Folder, overrides: Overrides = None) -> None:
     from mmmoe.stages.start import start_again
 
     raise typer.Exit(start_again(folder, overrides or []))
+
+
+@app.command()
+def launch(
+    target: Annotated[Path, typer.Argument(help="a file in configs/, or a run folder, which goes on")],
+    overrides: Overrides = None,
+    hostfile: Annotated[Path | None, typer.Option(help="nodes, a line `host slots=N` each")] = None,
+    launcher: Annotated[Launcher | None, typer.Option(help="to --hostfile; pdsh where it is installed")] = None,
+    slurm: Annotated[list[str] | None, typer.Option(help="an option of sbatch: nodes=4; again for each")] = None,
+    torchrun: Annotated[list[str] | None, typer.Option(help="of torchrun: nproc-per-node=8; again for each")] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="print what would be run; touch nothing")] = False,
+) -> None:
+    """Run on several nodes: those of a hostfile, a Slurm job's, or torchrun's."""
+    from mmmoe.stages.sending import send, way_of
+
+    way = way_of(hostfile, launcher, slurm or [], torchrun or [])
+    raise typer.Exit(send(target, overrides or [], way, only_print=only_print))
+
+
+@app.command(hidden=True)
+def node(
+    folder: Folder, first: int, size: int, world: int, address: str, port: int, overrides: Overrides = None
+) -> None:
+    """The processes of a run on this node, until standard input ends; started by launch over ssh."""
+    from mmmoe.stages.launch import Team, stop_with_input
+    from mmmoe.stages.launch import launch as launch_here
+    from mmmoe.stages.ledger import RunFolder
+
+    stop_with_input()
+    engine = RunFolder.open(folder).spec(overrides).engine
+    arguments = ["resume", str(folder), *(overrides or [])]
+    raise typer.Exit(launch_here(engine, arguments, folder / "logs", Team(first, size, world, address, port)))
 
 
 @app.command(hidden=True)
@@ -175,11 +208,32 @@ def bench(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, what is missing and what to do about it."""
-    from mmmoe.stages.doctor import print_doctor
+def doctor(
+    hostfile: Annotated[Path | None, typer.Option(help="nodes, a line `host slots=N` each, to be looked at")] = None,
+) -> None:
+    """Say what this machine, or each node of a hostfile, has, what is missing and what to do about it."""
+    from mmmoe.stages.doctor import findings, print_findings
+    from mmmoe.stages.doctor_nodes import node_findings
+    from mmmoe.stages.hostfile import read_hostfile
 
-    raise typer.Exit(0 if print_doctor() else USER_MISTAKE)
+    found = findings() if hostfile is None else node_findings(read_hostfile(hostfile))
+    raise typer.Exit(0 if print_findings(found) else USER_MISTAKE)
+
+
+@app.command(hidden=True)
+def probe(token: Annotated[Path, typer.Argument(help="a file the doctor made")]) -> None:
+    """What a node has, as JSON; asked by doctor."""
+    from mmmoe.stages.probe import look
+
+    sys.stdout.write(look(token).as_json() + "\n")
+
+
+@app.command(hidden=True)
+def meet(deadline: float) -> None:
+    """One process of the doctor's collective; started by doctor."""
+    from mmmoe.stages.probe import meet as meet_others
+
+    sys.stdout.write(meet_others(deadline) + "\n")
 
 
 @app.command()

@@ -6,17 +6,21 @@ import os
 import re
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar, cast
 
 import psutil
 import torch
 import torch.distributed as torch_dist
 
+T = TypeVar("T")
+
 LET_GO_S = 0.1
 
 COLLECTIVE_S = 4 * 3600
-"""Longest wait in a collective: longer than anything that one process does alone (an exam, an encoding) while the others
+"""Longest wait in a collective: longer than anything that one process does alone (an exam, an encoding) while others
 wait. A process that is dead or frozen is found much sooner, by its missing heartbeats."""
 
 LOST = ("by peer", "Timed out waiting", "Broken pipe", "Application timeout", "No route to host")
@@ -67,11 +71,9 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environment or "SLURM_PROCID" not in environment or int(tasks) == 1:
         return
     job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    environment |= {
-        "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
-        "WORLD_SIZE": tasks,
-    }
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["LOCAL_RANK"] = environment.get("SLURM_LOCALID", "0")
+    environment["WORLD_SIZE"] = tasks
     environment.setdefault("MASTER_ADDR", _first_node(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")))
     environment.setdefault("MASTER_PORT", str(20000 + (16 * job + step) % 20000))
 
@@ -159,6 +161,11 @@ def gather_objects(value: object) -> list[object]:
     return gathered
 
 
+def as_on_first(value: T) -> T:
+    """Returns the first process's value on every process; the others' are not looked at."""
+    return cast(T, gather_objects(value)[0])
+
+
 def free_port() -> int:
     """Returns a TCP port of the loopback address that nobody listens on."""
     with socket.socket() as probe:
@@ -177,6 +184,44 @@ def is_port_free(port: int) -> bool:
         return True
 
 
+HANDED_ON = ("PYTHON", "NCCL_", "GLOO_", "UCX_")
+"""Beginnings of the names of variables that every node needs as this one has them."""
+
+
+def handed_on(threads: int) -> dict[str, str]:
+    """Returns the variables that a launcher gives to the processes of other nodes: no more, for there may be secrets.
+
+    What else they need can stand in `.deepspeed_env`, in the home or the working folder, as DeepSpeed has it.
+    """
+    found = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    for folder in (Path.home(), Path.cwd()):
+        file = folder / ".deepspeed_env"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        found |= dict(line.strip().split("=", 1) for line in lines if "=" in line)
+    return {
+        **found,
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def with_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns this process's environment with other variables on top."""
+    return {**os.environ, **variables}
+
+
+def place_variables(rank: int, local_rank: int, world_size: int, address: str, port: int) -> dict[str, str]:
+    """Returns the variables that tell a process its place, as every launcher sets them."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+
+
 def child_environment(
     rank: int, world_size: int, port: int, threads: int, address: str = "127.0.0.1", local_rank: int | None = None
 ) -> dict[str, str]:
@@ -192,11 +237,7 @@ def child_environment(
     """
     return {
         **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank if local_rank is None else local_rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
+        **place_variables(rank, rank if local_rank is None else local_rank, world_size, address, port),
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",

@@ -57,7 +57,7 @@ def _join(rhythm: Rhythm, folder: Path) -> Caller | Answerer:
 
     token = secrets.token_hex(16)
     caller = Caller(hosts, token, rhythm, end) if dist.rank() == 0 else None
-    port, token = dist.gather_objects((caller.port if caller else 0, token))[0]  # type: ignore[misc]
+    port, token = dist.as_on_first((caller.port if caller else 0, token))
     first = f"process 0 on {hosts[0]}"
     address = (dist.master_address(), port)
     watch = caller or Answerer(dist.rank(), address, first, token, rhythm, end)

@@ -1,7 +1,7 @@
 """Who is still there: every process says so to the first one, which tells all of them when one has fallen silent.
 
-Plain sockets rather than a store of torch's, whose client waits without a limit for an answer that is cut off, and hears
-nothing when a process ends. Each process measures time by its own clock alone.
+Plain sockets rather than a store of torch's, whose client waits without a limit for an answer that is cut off, and
+hears nothing when a process ends. Each process measures time by its own clock alone.
 """
 
 from __future__ import annotations

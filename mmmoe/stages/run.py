@@ -32,25 +32,30 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
     dist.start()
     if dist.world_size() > 1:
         console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
-    stop = StopRequest(folder.path / STOP_FILE)
     try:
         with heartbeat(spec.engine.deadline_s, folder.path):
-            with stop:
-                for stage in spec.stages:
-                    enter(f"stage {stage.name}")
-                    _one_stage(spec, stage, folder, stop)
-            enter("the evaluation")
-            if spec.evaluation is not None:
-                evaluate_run(spec, folder)
-            if dist.rank() == 0:
-                folder.record("finished")
-            dist.barrier()
+            _carry_out(spec, folder, StopRequest(folder.path / STOP_FILE))
+    finally:
+        dist.stop()
+
+
+def _carry_out(spec: RunSpec, folder: RunFolder, stop: StopRequest) -> None:
+    try:
+        with stop:
+            for stage in spec.stages:
+                enter(f"stage {stage.name}")
+                _one_stage(spec, stage, folder, stop)
+        enter("the evaluation")
+        if spec.evaluation is not None:
+            evaluate_run(spec, folder)
+        if dist.rank() == 0:
+            folder.record("finished")
+        dist.barrier()
     except Stopped as stopped:
         if dist.rank() == 0:
             folder.record("stopped", stage=stopped.stage, step=stopped.step)
+        dist.barrier()  # a launcher kills the others of a node when the first of them ends
         raise
-    finally:
-        dist.stop()
 
 
 def parent_of(spec: RunSpec, stage: StageSpec, folder: RunFolder) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -86,7 +87,7 @@ def test_members_may_leave_before_the_first_and_after_it(ends):
 
 
 def test_a_silent_member_is_named_to_everyone_else(ends, monkeypatch):
-    caller, (one, two) = begin(ends)
+    _, (one, _) = begin(ends)
     time.sleep(0.2)
     freeze(one, monkeypatch)
     assert ends.all_said.wait(2 * RHYTHM.limit + 1)
@@ -98,7 +99,7 @@ def test_a_silent_member_is_named_to_everyone_else(ends, monkeypatch):
 
 def test_a_member_that_ends_without_a_goodbye_is_named_at_once(ends):
     began = time.monotonic()
-    caller, (one, two) = begin(ends)
+    _, (_, two) = begin(ends)
     two.leave(goodbye=False)
     assert ends.all_said.wait(RHYTHM.limit)
     assert time.monotonic() - began < RHYTHM.limit
@@ -108,7 +109,7 @@ def test_a_member_that_ends_without_a_goodbye_is_named_at_once(ends):
 
 
 def test_a_first_process_that_does_not_answer_is_named(ends, monkeypatch):
-    caller, others = begin(ends)
+    caller, _ = begin(ends)
     time.sleep(0.2)
     monkeypatch.setattr(caller, "_read", lambda connection, line: time.sleep(3))
     assert ends.all_said.wait(2 * RHYTHM.limit + 1)
@@ -116,7 +117,7 @@ def test_a_first_process_that_does_not_answer_is_named(ends, monkeypatch):
 
 
 def test_a_first_process_that_is_gone_is_named(ends):
-    caller, others = begin(ends)
+    caller, _ = begin(ends)
     time.sleep(0.2)
     caller.leave()
     assert ends.all_said.wait(1)
@@ -125,7 +126,7 @@ def test_a_first_process_that_is_gone_is_named(ends):
 
 def test_a_hurried_member_hears_the_verdict_long_before_its_next_beat(ends):
     slow = Rhythm(interval=20, limit=60, grace=0.1)
-    caller, (one, two) = begin(ends, rhythm=slow)
+    _, (one, two) = begin(ends, rhythm=slow)
     time.sleep(0.2)
     one.leave(goodbye=False)
     two.hurry()
@@ -156,10 +157,8 @@ def test_strangers_are_turned_away_and_change_nothing(ends):
     ):
         with socket.create_connection(("127.0.0.1", caller.port), timeout=5) as stranger:
             stranger.sendall(said)
-            try:
+            with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(100) == b""
-            except ConnectionResetError:
-                pass
     time.sleep(2 * RHYTHM.limit)
     assert caller.is_alive()
     assert ends.said == {}

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from mmmoe import dist
+from mmmoe import cli_nodes, dist
+from mmmoe.cli_nodes import Folder, Overrides
 from mmmoe.config.load import dump, load
 from mmmoe.log import console, place
-from mmmoe.stages.hostfile import Launcher
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import DIVERGED, LOST_PEER, NO_ROOM, STOPPED, USER_MISTAKE
 
@@ -31,10 +31,10 @@ data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview,
 config_app = typer.Typer(no_args_is_help=True, help="Configurations: check, show, schema.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+for verb in (cli_nodes.node, cli_nodes.probe, cli_nodes.meet):
+    app.command(hidden=True)(verb)
 
 Config = Annotated[Path, typer.Argument(help="a file in configs/")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...")]
-Folder = Annotated[Path, typer.Argument(help="a run folder")]
 
 
 @app.command()
@@ -56,36 +56,7 @@ def resume(folder: Folder, overrides: Overrides = None) -> None:
     raise typer.Exit(start_again(folder, overrides or []))
 
 
-@app.command()
-def launch(
-    target: Annotated[Path, typer.Argument(help="a file in configs/, or a run folder, which goes on")],
-    overrides: Overrides = None,
-    hostfile: Annotated[Path | None, typer.Option(help="nodes, a line `host slots=N` each")] = None,
-    launcher: Annotated[Launcher | None, typer.Option(help="to --hostfile; pdsh where it is installed")] = None,
-    slurm: Annotated[list[str] | None, typer.Option(help="an option of sbatch: nodes=4; again for each")] = None,
-    torchrun: Annotated[list[str] | None, typer.Option(help="of torchrun: nproc-per-node=8; again for each")] = None,
-    only_print: Annotated[bool, typer.Option("--print", help="print what would be run; touch nothing")] = False,
-) -> None:
-    """Run on several nodes: those of a hostfile, a Slurm job's, or torchrun's."""
-    from mmmoe.stages.sending import send, way_of
-
-    way = way_of(hostfile, launcher, slurm or [], torchrun or [])
-    raise typer.Exit(send(target, overrides or [], way, only_print=only_print))
-
-
-@app.command(hidden=True)
-def node(
-    folder: Folder, first: int, size: int, world: int, address: str, port: int, overrides: Overrides = None
-) -> None:
-    """The processes of a run on this node, until standard input ends; started by launch over ssh."""
-    from mmmoe.stages.launch import Team, stop_with_input
-    from mmmoe.stages.launch import launch as launch_here
-    from mmmoe.stages.ledger import RunFolder
-
-    stop_with_input()
-    engine = RunFolder.open(folder).spec(overrides).engine
-    arguments = ["resume", str(folder), *(overrides or [])]
-    raise typer.Exit(launch_here(engine, arguments, folder / "logs", Team(first, size, world, address, port)))
+app.command()(cli_nodes.launch)
 
 
 @app.command(hidden=True)
@@ -218,22 +189,6 @@ def doctor(
 
     found = findings() if hostfile is None else node_findings(read_hostfile(hostfile))
     raise typer.Exit(0 if print_findings(found) else USER_MISTAKE)
-
-
-@app.command(hidden=True)
-def probe(token: Annotated[Path, typer.Argument(help="a file the doctor made")]) -> None:
-    """What a node has, as JSON; asked by doctor."""
-    from mmmoe.stages.probe import look
-
-    sys.stdout.write(look(token).as_json() + "\n")
-
-
-@app.command(hidden=True)
-def meet(deadline: float) -> None:
-    """One process of the doctor's collective; started by doctor."""
-    from mmmoe.stages.probe import meet as meet_others
-
-    sys.stdout.write(meet_others(deadline) + "\n")
 
 
 @app.command()

@@ -28,6 +28,7 @@ from mmmoe.stages.before_pictures import before_pictures, last_of_text
 from mmmoe.stages.cache_content import PICTURES
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild
+from mmmoe.stages.heartbeat import heartbeat
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.image_routing import guide_of
 from mmmoe.stages.ledger import RunFolder
@@ -91,7 +92,9 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
     dist.start()
     own = folder.spec().evaluation
     out = (run_path if path == run_path else path.parent) / folder_name(spec.evaluation, own or spec.evaluation)
-    evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
+    with heartbeat(spec.engine.deadline_s, f"mmmoe eval {path}"):
+        evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
+        dist.barrier()
     dist.stop()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -12,16 +10,13 @@ from typing import Annotated
 
 import typer
 
-from mmmoe import dist
-from mmmoe.conceal import conceal
+from mmmoe import cli_nodes, dist
+from mmmoe.cli_errors import guarded
+from mmmoe.cli_nodes import Folder, Overrides
 from mmmoe.config.load import dump, load
-from mmmoe.engine.memory import MemoryFullError, is_out_of_memory
 from mmmoe.log import console
 from mmmoe.stages.spec import RunSpec
-
-LOST_PEER, USER_MISTAKE, DIVERGED, NO_ROOM, NO_MEMORY, STOPPED = 1, 2, 3, 4, 5, 75
-"""Exit statuses: another process failed; something to correct; a loss that is not finite; a disk that is full or cannot
-be written; out of memory; stopped on request, to be resumed."""
+from mmmoe.stages.status import USER_MISTAKE
 
 
 class Voice(StrEnum):
@@ -36,10 +31,10 @@ data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview,
 config_app = typer.Typer(no_args_is_help=True, help="Configurations: check, show, schema.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+for verb in (cli_nodes.node, cli_nodes.probe, cli_nodes.meet):
+    app.command(hidden=True)(verb)
 
 Config = Annotated[Path, typer.Argument(help="a file in configs/")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...")]
-Folder = Annotated[Path, typer.Argument(help="a run folder")]
 
 
 @app.command()
@@ -59,6 +54,9 @@ def resume(folder: Folder, overrides: Overrides = None) -> None:
     from mmmoe.stages.start import start_again
 
     raise typer.Exit(start_again(folder, overrides or []))
+
+
+app.command()(cli_nodes.launch)
 
 
 @app.command(hidden=True)
@@ -204,11 +202,16 @@ def bench(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, what is missing and what to do about it."""
-    from mmmoe.stages.doctor import print_doctor
+def doctor(
+    hostfile: Annotated[Path | None, typer.Option(help="nodes, a line `host slots=N` each, to be looked at")] = None,
+) -> None:
+    """Say what this machine, or each node of a hostfile, has, what is missing and what to do about it."""
+    from mmmoe.stages.doctor import findings, print_findings
+    from mmmoe.stages.doctor_nodes import node_findings
+    from mmmoe.stages.hostfile import read_hostfile
 
-    raise typer.Exit(0 if print_doctor() else USER_MISTAKE)
+    found = findings() if hostfile is None else node_findings(read_hostfile(hostfile))
+    raise typer.Exit(0 if print_findings(found) else USER_MISTAKE)
 
 
 @app.command()
@@ -336,70 +339,11 @@ def schema() -> None:
     sys.stdout.write(json.dumps(RunSpec.model_json_schema(), indent=1) + "\n")
 
 
-def guarded(call: Callable[[], None]) -> int:
-    """Makes the call; returns the exit status of the mistake it met, after telling it."""
-    from mmmoe.stages.ledger import Stopped
-
-    try:
-        call()
-    except ValueError as error:
-        _tell(str(error))
-        return USER_MISTAKE
-    except FloatingPointError as error:
-        _tell(str(error))
-        return DIVERGED
-    except Stopped as stopped:
-        _tell(str(stopped))
-        return STOPPED
-    except OSError as error:
-        cure = _CURES.get(error.errno or 0)
-        if cure is None:
-            _tell(str(error))
-            return USER_MISTAKE
-        where = f"{error.filename}: " if error.filename else ""
-        _tell(f"{where}{error.strerror}; what was saved before is intact: {cure}, then resume")
-        return NO_ROOM
-    except MemoryError as error:
-        return _tell_memory(error)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            return _tell_memory(error)
-        if dist.world_size() == 1 or "by peer" not in str(error):
-            raise
-        _tell("another process of this run stopped; its message says why")
-        return LOST_PEER
-    return 0
-
-
-_CURES = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room within the quota",
-    errno.EROFS: "have the disk mounted so that it can be written",
-    errno.EACCES: "give this user the right to it",
-    errno.EPERM: "give this user the right to it",
-}
-"""What to do about a place that cannot be written, by the system's number of the error."""
-
-
-def _tell_memory(error: BaseException) -> int:
-    told = str(error)
-    if not isinstance(error, MemoryFullError):
-        told = f"out of memory: {told.strip()}\n`mmmoe plan` shows what takes the memory"
-    _tell(told)
-    return NO_MEMORY
-
-
-def _tell(text: str) -> None:
-    prefix = "" if dist.world_size() == 1 else f"process {dist.rank()}: "
-    with suppress(OSError):  # the log may be on the disk that is full
-        console.print(f"[bold red]error[/bold red]: {prefix}", end="")
-        console.print(conceal(text), markup=False, highlight=False, soft_wrap=True)
-
-
 def main() -> None:
     """Entry point of the `mmmoe` command."""
     # DeepSpeed's launcher puts this before everything else; the environment says the same.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    dist.adopt_slurm()
     sys.exit(guarded(app))
 
 

@@ -28,6 +28,7 @@ from mmmoe.stages.before_pictures import before_pictures, last_of_text
 from mmmoe.stages.cache_content import PICTURES
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild
+from mmmoe.stages.heartbeat import heartbeat
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.image_routing import guide_of
 from mmmoe.stages.ledger import RunFolder
@@ -96,7 +97,9 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
     else:
         # A stage's best checkpoint stands beside its last; so do their scores.
         out = path.parent / (name if path.name == "final" else f"{path.name}_{name}")
-    evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
+    with heartbeat(spec.engine.deadline_s, f"mmmoe eval {path}"):
+        evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
+        dist.barrier()
     dist.stop()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmmoe import dist
+from mmmoe import dist, log
 from mmmoe.data.collate import Batch
 from mmmoe.data.spec import SourceSpec
 from mmmoe.engine.metrics import MetricsFile, peak_memory_mb
@@ -125,6 +125,7 @@ class StageObserver:
         if self._metrics is not None:
             alarms = self._watch.see(line)
             self._metrics.append(line | ({"alarms": alarms} if alarms else {}))
+        log.reach(record.step)
         self._clear()
 
     def _told(self) -> dict[str, Any]:

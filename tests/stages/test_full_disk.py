@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmmoe.cli import NO_MEMORY, NO_ROOM, USER_MISTAKE, guarded
+from mmmoe.cli_errors import guarded
 from mmmoe.data.feature_part import Encoded, write_part
 from mmmoe.data.quarantine import BadSample, Quarantine
 from mmmoe.engine.memory import MemoryFullError
 from mmmoe.engine.metrics import MetricsFile
 from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.status import NO_MEMORY, NO_ROOM, USER_MISTAKE
 
 FULL = Path("/dev/full")
 """A device that has no room for anything."""

@@ -13,12 +13,10 @@ import typer
 
 from mmmoe import dist
 from mmmoe.config.load import dump, load
-from mmmoe.log import console
+from mmmoe.log import console, place
+from mmmoe.stages.hostfile import Launcher
 from mmmoe.stages.spec import RunSpec
-
-LOST_PEER, USER_MISTAKE, DIVERGED, NO_ROOM, STOPPED = 1, 2, 3, 4, 75
-"""Exit statuses: another process failed; something to correct; a loss that is not finite; disk full or read-only;
-stopped on request, to be resumed."""
+from mmmoe.stages.status import DIVERGED, LOST_PEER, NO_ROOM, STOPPED, USER_MISTAKE
 
 
 class Voice(StrEnum):
@@ -56,6 +54,38 @@ def resume(folder: Folder, overrides: Overrides = None) -> None:
     from mmmoe.stages.start import start_again
 
     raise typer.Exit(start_again(folder, overrides or []))
+
+
+@app.command()
+def launch(
+    target: Annotated[Path, typer.Argument(help="a file in configs/, or a run folder, which goes on")],
+    overrides: Overrides = None,
+    hostfile: Annotated[Path | None, typer.Option(help="nodes, a line `host slots=N` each")] = None,
+    launcher: Annotated[Launcher | None, typer.Option(help="to --hostfile; pdsh where it is installed")] = None,
+    slurm: Annotated[list[str] | None, typer.Option(help="an option of sbatch: nodes=4; again for each")] = None,
+    torchrun: Annotated[list[str] | None, typer.Option(help="of torchrun: nproc-per-node=8; again for each")] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="print what would be run; touch nothing")] = False,
+) -> None:
+    """Run on several nodes: those of a hostfile, a Slurm job's, or torchrun's."""
+    from mmmoe.stages.sending import send, way_of
+
+    way = way_of(hostfile, launcher, slurm or [], torchrun or [])
+    raise typer.Exit(send(target, overrides or [], way, only_print=only_print))
+
+
+@app.command(hidden=True)
+def node(
+    folder: Folder, first: int, size: int, world: int, address: str, port: int, overrides: Overrides = None
+) -> None:
+    """The processes of a run on this node, until standard input ends; started by launch over ssh."""
+    from mmmoe.stages.launch import Team, stop_with_input
+    from mmmoe.stages.launch import launch as launch_here
+    from mmmoe.stages.ledger import RunFolder
+
+    stop_with_input()
+    engine = RunFolder.open(folder).spec(overrides).engine
+    arguments = ["resume", str(folder), *(overrides or [])]
+    raise typer.Exit(launch_here(engine, arguments, folder / "logs", Team(first, size, world, address, port)))
 
 
 @app.command(hidden=True)
@@ -178,11 +208,32 @@ def bench(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, what is missing and what to do about it."""
-    from mmmoe.stages.doctor import print_doctor
+def doctor(
+    hostfile: Annotated[Path | None, typer.Option(help="nodes, a line `host slots=N` each, to be looked at")] = None,
+) -> None:
+    """Say what this machine, or each node of a hostfile, has, what is missing and what to do about it."""
+    from mmmoe.stages.doctor import findings, print_findings
+    from mmmoe.stages.doctor_nodes import node_findings
+    from mmmoe.stages.hostfile import read_hostfile
 
-    raise typer.Exit(0 if print_doctor() else USER_MISTAKE)
+    found = findings() if hostfile is None else node_findings(read_hostfile(hostfile))
+    raise typer.Exit(0 if print_findings(found) else USER_MISTAKE)
+
+
+@app.command(hidden=True)
+def probe(token: Annotated[Path, typer.Argument(help="a file the doctor made")]) -> None:
+    """What a node has, as JSON; asked by doctor."""
+    from mmmoe.stages.probe import look
+
+    sys.stdout.write(look(token).as_json() + "\n")
+
+
+@app.command(hidden=True)
+def meet(deadline: float) -> None:
+    """One process of the doctor's collective; started by doctor."""
+    from mmmoe.stages.probe import meet as meet_others
+
+    sys.stdout.write(meet_others(deadline) + "\n")
 
 
 @app.command()
@@ -332,15 +383,18 @@ def guarded(call: Callable[[], None]) -> int:
         _tell(str(error))
         return USER_MISTAKE
     except RuntimeError as error:
-        if dist.world_size() == 1 or "by peer" not in str(error):
+        if dist.world_size() == 1 or not dist.lost_peer(error):
             raise
-        _tell("another process of this run stopped; its message says why")
+        _tell(
+            f"another process of this run stopped, or did not come to where this one waits ({place()}); its message "
+            f"says why, and what was saved is intact ({str(error).splitlines()[0]})"
+        )
         return LOST_PEER
     return 0
 
 
 def _tell(text: str) -> None:
-    prefix = "" if dist.world_size() == 1 else f"process {dist.rank()}: "
+    prefix = "" if dist.world_size() == 1 else f"{dist.who()}: "
     console.print(f"[bold red]error[/bold red]: {prefix}", end="")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -349,6 +403,7 @@ def main() -> None:
     """Entry point of the `mmmoe` command."""
     # DeepSpeed's launcher puts this before everything else; the environment says the same.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    dist.adopt_slurm()
     sys.exit(guarded(app))
 
 

@@ -1,4 +1,4 @@
-"""The one logger and the one console; only the first rank speaks unless something went wrong."""
+"""The one logger and the one console, and where the run is; only the first rank speaks unless something went wrong."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ from rich.logging import RichHandler
 from mmmoe import dist
 
 console = Console(stderr=True)
+
+_place = ["the start", ""]
+"""What this process is at: a part of the run, and how far in it. For messages alone, so that any thread may tell it."""
+
+
+def enter(part: str) -> None:
+    """Notes which part of the run this process is at from now on."""
+    _place[:] = [part, ""]
+
+
+def reach(step: int) -> None:
+    """Notes a step of that part as done."""
+    _place[1] = f", after step {step}"
+
+
+def place() -> str:
+    """Returns what this process is at."""
+    return "".join(_place)
 
 
 def logger() -> logging.Logger:

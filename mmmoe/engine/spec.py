@@ -19,6 +19,11 @@ class EngineSpec(Spec):
     """CPU threads per process; by default the cores shared out among the processes."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """TCP port the processes of this machine meet on; by default a free one is taken."""
+    deadline_s: float = Field(default=120, ge=2)
+    """Seconds within which a process that is dead, frozen or out of reach is found, and the others stop."""
+    restarts: int = Field(default=0, ge=0)
+    """How often `mmmoe run`, `resume` and `launch` start a run again from its last checkpoint after a process died of
+    something that is no mistake of yours; `launch --hostfile` leaves nodes out that do not answer any more."""
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage of DeepSpeed."""
     ep_size: int = Field(default=1, ge=1)

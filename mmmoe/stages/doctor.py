@@ -6,13 +6,14 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from mmmoe import dist
 from mmmoe.kernels.backend import active
@@ -41,6 +42,8 @@ class Finding:
     found: str
     is_well: bool = True
     cure: str = ""
+    is_warning: bool = False
+    """Well enough to run, but worth a word, which the cure says."""
 
 
 def findings() -> Iterator[Finding]:
@@ -66,14 +69,14 @@ def findings() -> Iterator[Finding]:
     yield Finding("free port", str(dist.free_port()))
 
 
-def print_doctor() -> bool:
-    """Prints the table; says whether all is well."""
+def print_findings(found: Iterable[Finding]) -> bool:
+    """Prints a table of findings; says whether all is well."""
     table = Table("what", "found", "cure")
     is_well = True
-    for finding in findings():
+    for finding in found:
         is_well &= finding.is_well
-        mark = "" if finding.is_well else "[bold red]"
-        table.add_row(finding.what, mark + finding.found, "" if finding.is_well else finding.cure)
+        found_text = Text(finding.found, style="" if finding.is_well else "bold red")
+        table.add_row(finding.what, found_text, "" if finding.is_well and not finding.is_warning else finding.cure)
     console.print(table)
     return is_well
 

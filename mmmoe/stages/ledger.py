@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mmmoe.config.load import dump, load
+from mmmoe.stages.lock import FolderLock
 from mmmoe.stages.spec import RunSpec
 
 SPEC_FILE = "spec.yaml"
@@ -38,7 +38,7 @@ class RunFolder:
             ValueError: when `path` is given and already holds something.
         """
         if path is None:
-            path = _free_name(Path(spec.runs), spec.name)
+            path = cls.next_path(spec)
         elif path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} exists and is not empty; continue it with `mmmoe resume {path}` or name another")
         path.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,11 @@ class RunFolder:
         (path / SPEC_FILE).write_text(dump(spec), encoding="utf-8")
         folder.record("created", name=spec.name)
         return folder
+
+    @classmethod
+    def next_path(cls, spec: RunSpec) -> Path:
+        """Returns the folder that a new run of this spec would get."""
+        return _free_name(Path(spec.runs), spec.name)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -98,19 +103,13 @@ class RunFolder:
         """Returns the finishing event of every finished stage, by name."""
         return {e["stage"]: e for e in self.events() if e["event"] == "stage_done"}
 
-    def lock(self) -> IO[str]:
-        """Holds the folder for this process; the lock goes with the returned file.
+    def lock(self) -> FolderLock:
+        """Holds the folder for this process, until the lock is closed.
 
         Raises:
-            ValueError: when another process holds it.
+            ValueError: when another process holds it, on this node or another.
         """
-        file = (self.path / ".lock").open("w", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(f"{self.path} is in use by another run; wait for it or stop it first") from None
-        return file
+        return FolderLock(self.path)
 
 
 def finished_stage(path: Path) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmmoe import dist
+from mmmoe import dist, log
 from mmmoe.data.collate import Batch
 from mmmoe.data.spec import SourceSpec
 from mmmoe.engine.metrics import MetricsFile, peak_memory_mb
@@ -120,6 +120,7 @@ class StageObserver:
             line = self._line(record, summed, names) | asked
             alarms = self._watch.see(line)
             self._metrics.append(line | ({"alarms": alarms} if alarms else {}))
+        log.reach(record.step)
         self._clear()
 
     def _asked(self, step: int) -> dict[str, Any]:

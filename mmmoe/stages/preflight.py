@@ -64,6 +64,19 @@ def problems(spec: RunSpec) -> Iterator[str]:
         yield f"engine.port: {spec.engine.port} is taken by another program; leave it out to get a free one"
 
 
+def problems_of_world(spec: RunSpec, world: int) -> Iterator[str]:
+    """Yields why so many processes cannot carry a run out."""
+    for stage in spec.stages:
+        if stage.training.batch < world:
+            yield f"stages.{stage.name}.{_too_many(stage, world)}"
+    if world % spec.engine.ep_size:
+        yield f"engine.ep_size: {spec.engine.ep_size} must divide the number of processes, {world}"
+
+
+def _too_many(stage: StageSpec, world: int) -> str:
+    return f"training.batch: {stage.training.batch} samples cannot be shared by {world} processes; raise it"
+
+
 def _model(spec: RunSpec) -> Iterator[str]:
     yield from (f"model.language.{text}" for text in weight_problems(spec.model.language))
     yield from _templates(spec)
@@ -155,7 +168,7 @@ def _length(stage: StageSpec, world: int) -> Iterator[str]:
     if (training.steps is None) == (training.epochs is None):
         yield "training: give steps or epochs, one of the two"
     if training.batch < world:
-        yield f"training.batch: {training.batch} samples cannot be shared by {world} processes; raise it"
+        yield _too_many(stage, world)
 
 
 def _live(spec: RunSpec, stage: StageSpec) -> Iterator[str]:

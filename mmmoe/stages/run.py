@@ -9,10 +9,11 @@ from pathlib import Path
 from mmmoe import dist
 from mmmoe.engine import checkpoint
 from mmmoe.engine.stop import StopRequest
-from mmmoe.log import logger
+from mmmoe.log import console, enter, logger
 from mmmoe.stages.assembly import digests, finished_stage, read_parts
 from mmmoe.stages.cache import StageCache
 from mmmoe.stages.evaluate import evaluate_run
+from mmmoe.stages.heartbeat import heartbeat
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.ledger import RunFolder, Stopped
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -29,11 +30,22 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
         Stopped: when a signal asked the run to stop; the state is saved by then.
     """
     dist.start()
-    stop = StopRequest(folder.path / STOP_FILE)
+    if dist.world_size() > 1:
+        console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
+    try:
+        with heartbeat(spec.engine.deadline_s, folder.path):
+            _carry_out(spec, folder, StopRequest(folder.path / STOP_FILE))
+    finally:
+        dist.stop()
+
+
+def _carry_out(spec: RunSpec, folder: RunFolder, stop: StopRequest) -> None:
     try:
         with stop:
             for stage in spec.stages:
+                enter(f"stage {stage.name}")
                 _one_stage(spec, stage, folder, stop)
+        enter("the evaluation")
         if spec.evaluation is not None:
             evaluate_run(spec, folder)
         if dist.rank() == 0:
@@ -42,9 +54,8 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
     except Stopped as stopped:
         if dist.rank() == 0:
             folder.record("stopped", stage=stopped.stage, step=stopped.step)
+        dist.barrier()  # a launcher kills the others of a node when the first of them ends
         raise
-    finally:
-        dist.stop()
 
 
 def parent_of(spec: RunSpec, stage: StageSpec, folder: RunFolder) -> Path | None:

@@ -1,0 +1,82 @@
+"""Processes that belong together: waits for all, and stops all when one fails or somebody asks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from mmmoe.log import logger
+from mmmoe.stages.status import FINAL, STOPPED
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that was started, and how to deal with it."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    ask: Callable[[], None]
+    """Asks it to save and stop."""
+    last_words: Callable[[], str] = str
+    """Returns what it said last where nobody has seen it."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.poll() is None
+
+
+def wait_for(children: Sequence[Child], grace_s: float) -> int:
+    """Waits for all; returns 0, or the status that says best why one failed.
+
+    SIGTERM and SIGINT are handed on. When one fails the others notice by themselves, are asked after a quarter of
+    `grace_s`, and killed after all of it.
+    """
+    asked = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        for child in children:
+            if child.is_running:
+                child.ask()
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        first = _wait(children, grace_s)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    statuses = [child.process.returncode for child in children if child.process.returncode]
+    if asked:
+        return next((known for known in statuses if known in FINAL), STOPPED if statuses else 0)
+    if first != STOPPED:  # the others were asked to stop because of the one that failed
+        statuses = [status for status in statuses if status != STOPPED]
+    # When one fails, the others lose their peer: the status that says why comes first.
+    telling = (known for rule in (lambda s: s in FINAL, lambda s: s > 1) for known in statuses if rule(known))
+    status = next(telling, first)
+    return 128 - status if status < 0 else status
+
+
+def _wait(children: Sequence[Child], grace_s: float) -> int:
+    """Waits for all; returns the status of the first that failed."""
+    failed_at: float | None = None
+    asked: set[str] = set()
+    first = 0
+    while any(child.is_running for child in children):
+        for child in children:
+            if failed_at is None and child.process.poll() not in (None, 0):
+                failed_at, first = time.monotonic(), child.process.returncode
+                logger().error("%s stopped with status %d%s", child.name, first, child.last_words())
+        for child in (child for child in children if failed_at is not None and child.is_running):
+            seconds = time.monotonic() - (failed_at or 0.0)
+            if seconds > grace_s:
+                child.process.kill()
+            elif seconds > grace_s / 4 and child.name not in asked:
+                asked.add(child.name)
+                child.ask()
+        time.sleep(0.1)
+    return first or next((child.process.returncode for child in children if child.process.returncode), 0)

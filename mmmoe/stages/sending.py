@@ -1,0 +1,94 @@
+"""`mmmoe launch`: makes or takes a run folder, and sends the run to nodes, to Slurm or to torchrun."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from mmmoe.config.load import load
+from mmmoe.log import console
+from mmmoe.stages.hostfile import Launcher
+from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.nodes import Nodes
+from mmmoe.stages.preflight import preflight
+from mmmoe.stages.slurm import Slurm
+from mmmoe.stages.spec import RunSpec
+from mmmoe.stages.torchrun import Torchrun
+
+
+class Way(Protocol):
+    """How the processes of a run get to where they work.
+
+    Each of them runs `mmmoe resume FOLDER`, so that a node that starts again, or a job that is queued again, goes on
+    and makes no folder of its own.
+    """
+
+    def world(self, spec: RunSpec) -> int | None:
+        """Returns the number of processes, None if that is known later."""
+
+    def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
+        """Yields the commands as a shell takes them."""
+
+    def start(self, spec: RunSpec, folder: RunFolder, overrides: list[str]) -> int:
+        """Sends the run off; returns the exit status."""
+
+
+def way_of(hostfile: Path | None, launcher: Launcher | None, slurm: list[str], torchrun: list[str]) -> Way:
+    """Returns the way that was asked for.
+
+    Raises:
+        ValueError: None or several were, or one is not declared as it should be.
+    """
+    if sum([hostfile is not None, bool(slurm), bool(torchrun)]) != 1:
+        raise ValueError("give one of --hostfile FILE, --slurm key=value ..., --torchrun key=value ...")
+    if launcher is not None and hostfile is None:
+        raise ValueError("--launcher says how the nodes of --hostfile FILE are reached; give that, too")
+    if hostfile is not None:
+        return Nodes.of(hostfile, launcher)
+    return Slurm.of(slurm) if slurm else Torchrun.of(torchrun)
+
+
+def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> int:
+    """Sends a new run (of a configuration) or one that goes on (of a run folder) off; returns the exit status.
+
+    Args:
+        target: A configuration or a run folder.
+        overrides: Of its keys.
+        way: Where to.
+        only_print: Say what would be run, and touch nothing.
+
+    Raises:
+        ValueError: The run cannot work so, or its folder is in use.
+    """
+    folder = RunFolder.open(target) if target.is_dir() else None
+    spec = load(target, RunSpec, overrides) if folder is None else folder.spec(overrides)
+    world = way.world(spec)
+    preflight(_at(spec, world))
+    path = (RunFolder.next_path(spec) if folder is None else folder.path).absolute()
+    kept = [] if folder is None else overrides  # a new folder's declaration has them already
+    if only_print:
+        for line in way.show(spec, path, kept):
+            sys.stdout.write(f"{line}\n")
+        return 0
+    if folder is None:
+        folder = RunFolder.create(spec)
+        console.print(f"run folder: {folder.path}", soft_wrap=True)
+    else:
+        folder.lock().close()  # in use: told before anything starts; its first process takes it for good
+    folder.record("launched", way=type(way).__name__.lower(), world=world)
+    status = way.start(spec, folder, kept)
+    if status:
+        console.print(
+            f"the run stopped with status {status}; go on with: mmmoe launch {folder.path} ...", soft_wrap=True
+        )
+    return status
+
+
+def _at(spec: RunSpec, world: int | None) -> RunSpec:
+    """Returns the spec as it would be with so many processes on this machine, to look for what does not fit."""
+    if world is None:
+        return spec
+    engine = spec.engine.model_copy(update={"processes": world, "port": None})
+    return spec.model_copy(update={"engine": engine})

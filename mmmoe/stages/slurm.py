@@ -1,0 +1,118 @@
+"""A run as a Slurm job: a script that saves before its time is over, and is queued again until the run is done."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmmoe import dist
+from mmmoe.log import console
+from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.options import parse_options
+from mmmoe.stages.run import STOP_FILE
+from mmmoe.stages.spec import RunSpec
+from mmmoe.stages.status import FINAL, STOPPED
+
+SCRIPT = "launch.sbatch"
+VALUE = r"[\w@%+=:,./()\[\]*~-]*"
+"""What a #SBATCH line keeps as it is."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A job, by sbatch's own options."""
+
+    options: dict[str, str | None]
+
+    @classmethod
+    def of(cls, words: list[str]) -> Slurm:
+        """Reads `name=value`, the names being sbatch's long options.
+
+        Raises:
+            ValueError: A word is no option, or has a value that a script cannot hold.
+        """
+        options = parse_options("--slurm", words, "nodes=2")
+        for name, value in options.items():
+            if not re.fullmatch(VALUE, value or "", re.ASCII):
+                raise ValueError(f"--slurm {name}={value!r}: blanks, quotes and the like do not fit into #SBATCH lines")
+        return cls(options)
+
+    def world(self, spec: RunSpec) -> int | None:
+        """Returns the number of processes, None where Slurm decides it."""
+        nodes, tasks = self.options.get("nodes") or "1", self.options.get("ntasks") or ""
+        if tasks.isdecimal():
+            return int(tasks)
+        each = self._each(spec)
+        return int(nodes) * int(each) if nodes.isdecimal() and each.isdecimal() else None
+
+    def _each(self, spec: RunSpec) -> str:
+        """Returns the tasks of a node: one a GPU, or `engine.processes` where no GPUs are asked for."""
+        given = self.options.get("ntasks-per-node")
+        gpus = re.search(r"(?:^|:)(\d+)$", self.options.get("gpus-per-node") or "")
+        gpus = gpus or re.search(r"gpu(?::[^,]*)?:(\d+)(?:,|$)", self.options.get("gres") or "")
+        return given or (gpus[1] if gpus else str(spec.engine.processes))
+
+    def script(self, spec: RunSpec, folder: Path, overrides: list[str]) -> str:
+        """Returns the script: options, variables, srun as often as it may help, and what the exit status means."""
+        own: dict[str, str | None] = {"job-name": spec.name, "nodes": "1"}
+        own |= {} if "ntasks" in self.options else {"ntasks-per-node": self._each(spec)}
+        # TERM comes 120 s before the end of the time, to the processes and not to this script.
+        own |= {"output": "logs/slurm-%j.out", "open-mode": "append", "signal": "TERM@120", "requeue": None}
+        lines = [f"#SBATCH --{name}" + ("" if v is None else f"={v}") for name, v in {**own, **self.options}.items()]
+        threads = spec.engine.threads
+        variables = {k: shlex.quote(v) for k, v in dist.handed_on(1).items()}
+        variables["OMP_NUM_THREADS"] = str(threads) if threads else '"${SLURM_CPUS_PER_TASK:-1}"'
+        final = "|".join(str(status) for status in FINAL if status != STOPPED)
+        command = shlex.join([sys.executable, "-m", "mmmoe.cli", "resume", str(folder), *overrides])
+        return "\n".join(
+            [
+                "#!/bin/bash",
+                *lines,
+                f"# Written by mmmoe launch. To submit it again: cd {shlex.quote(str(folder))} && sbatch {SCRIPT}",
+                f"cd {shlex.quote(str(Path.cwd()))} || exit 2",
+                *(f"export {name}={value}" for name, value in variables.items()),
+                f"restarts={spec.engine.restarts}",
+                "while true; do",
+                "    # Processes of a run that lost one end by themselves, after saying which: srun is to let them.",
+                f"    srun --kill-on-bad-exit=0 {command}",
+                "    status=$?",
+                "    case $status in",
+                f"        {final}) exit $status ;;",
+                f"        {STOPPED}) break ;;",
+                "    esac",
+                '    [ "$restarts" -gt 0 ] || exit $status',
+                "    restarts=$((restarts - 1))",
+                "done",
+                "# Saved and stopped: by the time limit, so that the job goes on later, or by whoever made the file.",
+                f'[ -e {shlex.quote(str(folder / STOP_FILE))} ] || scontrol requeue "$SLURM_JOB_ID"',
+                f"exit {STOPPED}",
+                "",
+            ]
+        )
+
+    def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
+        """Yields the script."""
+        yield self.script(spec, folder, overrides)
+
+    def start(self, spec: RunSpec, folder: RunFolder, overrides: list[str]) -> int:
+        """Writes the script into the run folder and submits it; returns the exit status.
+
+        Raises:
+            ValueError: Slurm is not here, or refuses the job.
+        """
+        path = folder.path.absolute()
+        (path / SCRIPT).write_text(self.script(spec, path, overrides), encoding="utf-8")
+        (path / "logs").mkdir(exist_ok=True)
+        if not shutil.which("sbatch"):
+            raise ValueError(f"sbatch is not here; submit the script where it is: cd {path} && sbatch {SCRIPT}")
+        done = subprocess.run(["sbatch", SCRIPT], cwd=path, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f"sbatch refuses {path / SCRIPT}: {done.stderr.strip()}")
+        console.print(f"{done.stdout.strip()}; it writes to {path}/logs", soft_wrap=True, highlight=False)
+        return 0

@@ -14,12 +14,14 @@ test: .venv/installed  ## the whole test suite, slow tier included; a file's tes
 survive: .venv/installed  ## kill a small run at thirty random moments, and whatever else of survival takes many minutes
 	$(BIN)/pytest tests/system -m long --numprocesses 0
 
-check: .venv/installed  ## style, types, floors and the house rules
+check: .venv/installed  ## style, types, floors, the house rules, and known weaknesses of what is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/test_house.py
+	$(BIN)/pytest tests/test_house.py tests/test_safety.py
+	$(BIN)/python -m pip check
+	$(BIN)/python .ci/audit.py constraints.txt
 
 lmms: .venv-lmms/installed  ## the bridge to lmms-eval against the package itself, in an environment of its own
 	.venv-lmms/bin/python -m pytest tests/bridges --numprocesses 0

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mmmoe import dist
+from mmmoe import cli_nodes, dist
+from mmmoe.cli_errors import guarded
+from mmmoe.cli_nodes import Folder, Overrides
 from mmmoe.config.load import dump, load
-from mmmoe.log import console, place
-from mmmoe.stages.hostfile import Launcher
+from mmmoe.log import console
 from mmmoe.stages.spec import RunSpec
-from mmmoe.stages.status import DIVERGED, LOST_PEER, NO_ROOM, STOPPED, USER_MISTAKE
+from mmmoe.stages.status import USER_MISTAKE
 
 
 class Voice(StrEnum):
@@ -31,10 +31,10 @@ data_app = typer.Typer(no_args_is_help=True, help="Shards: pack, check, preview,
 config_app = typer.Typer(no_args_is_help=True, help="Configurations: check, show, schema.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+for verb in (cli_nodes.node, cli_nodes.probe, cli_nodes.meet):
+    app.command(hidden=True)(verb)
 
 Config = Annotated[Path, typer.Argument(help="a file in configs/")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...")]
-Folder = Annotated[Path, typer.Argument(help="a run folder")]
 
 
 @app.command()
@@ -56,36 +56,7 @@ def resume(folder: Folder, overrides: Overrides = None) -> None:
     raise typer.Exit(start_again(folder, overrides or []))
 
 
-@app.command()
-def launch(
-    target: Annotated[Path, typer.Argument(help="a file in configs/, or a run folder, which goes on")],
-    overrides: Overrides = None,
-    hostfile: Annotated[Path | None, typer.Option(help="nodes, a line `host slots=N` each")] = None,
-    launcher: Annotated[Launcher | None, typer.Option(help="to --hostfile; pdsh where it is installed")] = None,
-    slurm: Annotated[list[str] | None, typer.Option(help="an option of sbatch: nodes=4; again for each")] = None,
-    torchrun: Annotated[list[str] | None, typer.Option(help="of torchrun: nproc-per-node=8; again for each")] = None,
-    only_print: Annotated[bool, typer.Option("--print", help="print what would be run; touch nothing")] = False,
-) -> None:
-    """Run on several nodes: those of a hostfile, a Slurm job's, or torchrun's."""
-    from mmmoe.stages.sending import send, way_of
-
-    way = way_of(hostfile, launcher, slurm or [], torchrun or [])
-    raise typer.Exit(send(target, overrides or [], way, only_print=only_print))
-
-
-@app.command(hidden=True)
-def node(
-    folder: Folder, first: int, size: int, world: int, address: str, port: int, overrides: Overrides = None
-) -> None:
-    """The processes of a run on this node, until standard input ends; started by launch over ssh."""
-    from mmmoe.stages.launch import Team, stop_with_input
-    from mmmoe.stages.launch import launch as launch_here
-    from mmmoe.stages.ledger import RunFolder
-
-    stop_with_input()
-    engine = RunFolder.open(folder).spec(overrides).engine
-    arguments = ["resume", str(folder), *(overrides or [])]
-    raise typer.Exit(launch_here(engine, arguments, folder / "logs", Team(first, size, world, address, port)))
+app.command()(cli_nodes.launch)
 
 
 @app.command(hidden=True)
@@ -155,6 +126,24 @@ def report(
 
 
 @app.command()
+def ui(
+    folder: Annotated[Path, typer.Argument(help="a run folder, or the folder of runs")] = Path("runs"),
+    settings: Annotated[list[str] | None, typer.Argument(help="port=N; 0 takes a free one")] = None,
+) -> None:
+    """Show reports in a browser, up to date while a run goes on: read only, for this machine alone."""
+    from mmmoe.report.serve import PORT, ReportServer
+
+    given = dict(setting.partition("=")[::2] for setting in settings or [])
+    port = given.pop("port", str(PORT))
+    if given or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"mmmoe ui takes port=N (0 to 65535) and nothing else, got {' '.join(settings or [])}")
+    with ReportServer(folder, int(port)) as server:
+        console.print(f"{server.address} shows the runs in {server.folder}; Ctrl-C ends it", soft_wrap=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+@app.command()
 def experiment(config: Config, overrides: Overrides = None) -> None:
     """Run the variants of an experiment one after the other and print their table."""
     from mmmoe.stages.experiment import ExperimentSpec, run_experiment
@@ -165,12 +154,13 @@ def experiment(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="step, lora, mov_adapter, vision_experts, evaluation, an op (`kernels`: all ops)")
+        str,
+        typer.Argument(help="step, lora, mov_adapter, vision_experts, evaluation, checkpoint, an op (`kernels`: all)"),
     ] = "step",
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="sizes of what is timed; for step and vision_experts config=FILE and overrides; for evaluation run=RUN"
+            help="sizes; for step, vision_experts and checkpoint config=FILE and overrides; for evaluation run=RUN"
         ),
     ] = None,
     json: Annotated[
@@ -178,7 +168,7 @@ def bench(
     ] = None,
     check: Annotated[bool, typer.Option(help="a line for every bound; exit status 1 if one is missed")] = False,
 ) -> None:
-    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts, batched answers or the ops."""
+    """Time a step with experts, layers of experts, the MoV-Adapter, vision experts, answers, checkpoints or the ops."""
     from mmmoe.kernels.bench import measure, parse_sizes, publish
 
     given, draw = settings or [], None
@@ -194,6 +184,10 @@ def bench(
         from mmmoe.stages.bench_evaluation import bench_evaluation
 
         results = bench_evaluation(given)
+    elif name == "checkpoint":
+        from mmmoe.stages.bench_checkpoint import bench_checkpoint
+
+        results = bench_checkpoint(given)
     elif name not in ("step", "lora"):
         results = measure(name, parse_sizes(given))
     else:
@@ -218,22 +212,6 @@ def doctor(
 
     found = findings() if hostfile is None else node_findings(read_hostfile(hostfile))
     raise typer.Exit(0 if print_findings(found) else USER_MISTAKE)
-
-
-@app.command(hidden=True)
-def probe(token: Annotated[Path, typer.Argument(help="a file the doctor made")]) -> None:
-    """What a node has, as JSON; asked by doctor."""
-    from mmmoe.stages.probe import look
-
-    sys.stdout.write(look(token).as_json() + "\n")
-
-
-@app.command(hidden=True)
-def meet(deadline: float) -> None:
-    """One process of the doctor's collective; started by doctor."""
-    from mmmoe.stages.probe import meet as meet_others
-
-    sys.stdout.write(meet_others(deadline) + "\n")
 
 
 @app.command()
@@ -359,44 +337,6 @@ def schema() -> None:
     import json
 
     sys.stdout.write(json.dumps(RunSpec.model_json_schema(), indent=1) + "\n")
-
-
-def guarded(call: Callable[[], None]) -> int:
-    """Makes the call; returns the exit status of the mistake it met, after telling it."""
-    from mmmoe.stages.ledger import Stopped
-
-    try:
-        call()
-    except ValueError as error:
-        _tell(str(error))
-        return USER_MISTAKE
-    except FloatingPointError as error:
-        _tell(str(error))
-        return DIVERGED
-    except Stopped as stopped:
-        _tell(str(stopped))
-        return STOPPED
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            _tell(f"{error.filename or ''} {error.strerror}; what was saved before is intact: make room, then resume")
-            return NO_ROOM
-        _tell(str(error))
-        return USER_MISTAKE
-    except RuntimeError as error:
-        if dist.world_size() == 1 or not dist.lost_peer(error):
-            raise
-        _tell(
-            f"another process of this run stopped, or did not come to where this one waits ({place()}); its message "
-            f"says why, and what was saved is intact ({str(error).splitlines()[0]})"
-        )
-        return LOST_PEER
-    return 0
-
-
-def _tell(text: str) -> None:
-    prefix = "" if dist.world_size() == 1 else f"{dist.who()}: "
-    console.print(f"[bold red]error[/bold red]: {prefix}", end="")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden", default=None, help="folder of golden groups to test instead of the copy in tests/golden"
     )
+    parser.addoption("--inputs", type=int, default=300, help="damaged inputs of each fuzz test")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="draws other inputs")
 
 
 def pytest_configure(config: pytest.Config) -> None:

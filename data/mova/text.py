@@ -35,7 +35,7 @@ def check(folder: Path) -> int:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = BertModel.from_pretrained(folder, local_files_only=True).eval()
+    model = BertModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for one, other, expected in FINGERPRINT:
         batch = tokenizer([one, other], padding=True, return_tensors="pt")

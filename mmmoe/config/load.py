@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from mmmoe.conceal import HIDDEN, conceal, is_secret
 from mmmoe.config.override import apply_overrides
 from mmmoe.config.spec import Spec
-from mmmoe.config.tree import Route, Tree, dotted, read, shorten
+from mmmoe.config.tree import Route, Tree, dotted, read, routes, shorten
 
 S = TypeVar("S", bound=Spec)
 
@@ -25,7 +26,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the text lists every problem, one a line."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
-        self.problems = problems
+        self.problems = problems = [conceal(line) for line in problems]
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in problems))
 
@@ -59,6 +60,7 @@ def settings(spec_type: type[S], overrides: list[str]) -> S:
 
 def _validated(tree: Tree, spec_type: type[S], source: str) -> S:
     spec = None
+    tree.errors += _secrets(tree)
     try:
         spec = TypeAdapter(spec_type).validate_python(tree.data)
     except ValidationError as error:
@@ -66,6 +68,24 @@ def _validated(tree: Tree, spec_type: type[S], source: str) -> S:
     if tree.errors or spec is None:
         raise ConfigError(source, list(dict.fromkeys(tree.errors)))
     return spec
+
+
+def _secrets(tree: Tree) -> list[str]:
+    """Returns a problem for each secret: a run's configuration is copied into its folder, its ledger and its report."""
+    found = []
+    for route in routes(tree.data, ()):
+        if is_secret(str(route[-1]), _at(tree.data, route)):
+            found.append(
+                f"{tree.mark(route)}: {dotted(route)}: is a secret, and a configuration is copied into reports; give "
+                "it in the environment of whatever asks for it"
+            )
+    return found
+
+
+def _at(data: Any, route: Route) -> Any:
+    for key in route:
+        data = data[key]
+    return data
 
 
 def dump(spec: Spec) -> str:
@@ -83,10 +103,15 @@ def _line(tree: Tree, spec_type: type[Spec], item: dict[str, Any]) -> str:
     elif item["type"] == "missing":
         message = "is missing"
     elif item["type"] in ("union_tag_invalid", "literal_error"):
-        message = f"{message}, got {item['input']!r}" if not isinstance(item["input"], dict) else message
+        message = message if isinstance(item["input"], dict) else f"{message}, got {_shown(route, item['input'])}"
     elif not isinstance(item["input"], dict | list):
-        message = f"{message}, got {item['input']!r}"
+        message = f"{message}, got {_shown(route, item['input'])}"
     return f"{tree.mark(route)}: {dotted(route) or '(file)'}: {message}"
+
+
+def _shown(route: Route, value: Any) -> str:
+    """Returns a value as a message shows it."""
+    return HIDDEN if route and is_secret(str(route[-1]), value) else f"{value!r:.200}"
 
 
 def _real_route(data: Any, loc: tuple[str | int, ...]) -> Route:

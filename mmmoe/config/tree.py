@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from mmmoe import paths
+from mmmoe.config.document import Reading, TooLargeError, key_of, read_nodes, scalar
 
 Key = str | int
 Route = tuple[Key, ...]
@@ -34,23 +36,30 @@ class Tree:
         return "?"
 
 
-def read(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
+def read(path: Path) -> Tree:
     """Reads a file and everything it takes as `base`; problems are collected, not raised."""
+    tree = Tree({}, {(): f"{shorten(path)}:1"})
+    try:
+        _read_into(tree, path, (), Reading())
+    except TooLargeError as error:
+        tree.errors.append(f"{shorten(path)}: {error}")
+    return tree
+
+
+def _read_into(tree: Tree, path: Path, chain: tuple[Path, ...], reading: Reading) -> None:
+    """Reads a file; `chain` holds those that it is read for."""
     shown = shorten(path)
     if path in chain:
-        return Tree({}, {(): f"{shown}:1"}, [f"{shown}: includes itself through {' -> '.join(p.name for p in chain)}"])
+        tree.errors.append(f"{shown}: includes itself through {' -> '.join(p.name for p in chain)}")
+        return
+    reading.file()
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        return Tree({}, {(): f"{shown}:1"}, [f"{shown}: cannot be read: {error.strerror}"])
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        return Tree({}, {(): f"{shown}:1"}, [f"{shown}{line}: not valid YAML: {getattr(error, 'problem', error)}"])
-    tree = Tree({}, {(): f"{shown}:1"})
+        node = read_nodes(path, shown)
+    except ValueError as error:
+        tree.errors.append(str(error))
+        return
     if node is not None:
-        tree.data = _value(node, (), tree, path, (*chain, path))
-    return tree
+        tree.data = Reader(tree, shown, path.parent, (*chain, path), reading).value(node)
 
 
 def shorten(path: Path) -> str:
@@ -76,83 +85,106 @@ def _overlay(low: Any, high: Any, route: Route, out: Tree, upper: Tree) -> Any:
             merged[key] = _overlay(low.get(key), value, (*route, key), out, upper)
             out.marks[(*route, key)] = upper.mark((*route, key))
         return merged
-    for known in [r for r in out.marks if r[: len(route)] == route and len(r) > len(route)]:
-        del out.marks[known]
-    out.marks.update({r: m for r, m in upper.marks.items() if r[: len(route)] == route})
+    for known in routes(low, route):
+        out.marks.pop(known, None)
+    for new in (route, *routes(high, route)):
+        if new in upper.marks:
+            out.marks[new] = upper.marks[new]
     return high
 
 
-def _value(node: yaml.Node, route: Route, tree: Tree, path: Path, chain: tuple[Path, ...]) -> Any:
-    tree.marks.setdefault(route, f"{shorten(path)}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(node, route, tree, path, chain)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, (*route, i), tree, path, chain) for i, item in enumerate(node.value)]
-    return scalar(node)
+def routes(value: Any, route: Route) -> Iterator[Route]:
+    """Yields the routes of all that is inside a value that stands at a route."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*route, key)
+        yield from routes(inner, (*route, key))
 
 
-def _mapping(node: yaml.MappingNode, route: Route, tree: Tree, path: Path, chain: tuple[Path, ...]) -> Any:
-    own: dict[str, Any] = {}
-    bases: list[str] = []
-    for key_node, value_node in node.value:
-        key = str(scalar(key_node))
-        where = f"{shorten(path)}:{key_node.start_mark.line + 1}"
-        if key in own:
-            tree.errors.append(f"{where}: {dotted((*route, key))}: given twice")
-        if key == BASE:
-            named = _value(value_node, (*route, key), tree, path, chain)
-            bases = [str(n) for n in (named if isinstance(named, list) else [named])]
-            continue
-        tree.marks[(*route, key)] = where
-        own[key] = _value(value_node, (*route, key), tree, path, chain)
-    if not bases:
-        return own
-    below = Tree({})
-    for name in bases:
-        file = paths.resolve(name, beside=path.parent)
-        if file.is_file():
-            below = merge(below, read(file, chain))
-        else:
-            tree.errors.append(f"{tree.marks[(*route, BASE)]}: {dotted((*route, BASE))}: no such file: {name}")
-    tree.errors += below.errors
-    marks = {(*route, *r): m for r, m in below.marks.items() if r}
-    tree.marks = {**marks, **tree.marks}
-    return _plain_overlay(below.data, own)
+class Reader:
+    """Turns the nodes of one text into plain values and notes where each stands."""
+
+    def __init__(self, tree: Tree, shown: str, beside: Path | None, chain: tuple[Path, ...], reading: Reading) -> None:
+        """Prepares for a text.
+
+        Args:
+            tree: takes the marks and the problems.
+            shown: names the text in them.
+            beside: folder of the file; None for a text without lines, from the command line.
+            chain: the file and those that it is read for.
+            reading: counts what is read.
+        """
+        self._tree, self._shown, self._beside = tree, shown, beside
+        self._chain, self._reading = chain, reading
+
+    def value(self, node: yaml.Node, route: Route = ()) -> Any:
+        """Returns a node's value; None where it cannot be read."""
+        self._tree.marks.setdefault(route, self._where(node))
+        with self._reading.value():
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, route)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.value(item, (*route, i)) for i, item in enumerate(node.value)]
+            try:
+                return scalar(node)
+            except ValueError as error:
+                self._tree.errors.append(f"{self._where(node)}: {dotted(route) or '(file)'}: {error}")
+                return None
+
+    def _where(self, node: yaml.Node) -> str:
+        return self._shown if self._beside is None else f"{self._shown}:{node.start_mark.line + 1}"
+
+    def _mapping(self, node: yaml.MappingNode, route: Route) -> Any:
+        own: dict[str, Any] = {}
+        bases: list[str] = []
+        for key_node, value_node in node.value:
+            where = self._where(key_node)
+            try:
+                key = key_of(key_node)
+            except ValueError as error:
+                self._tree.errors.append(f"{where}: {dotted(route) or '(file)'}: {error}")
+                continue
+            if key in own:
+                self._tree.errors.append(f"{where}: {dotted((*route, key))}: given twice")
+            if key == BASE:
+                named = self.value(value_node, (*route, key))
+                bases = [str(name) for name in (named if isinstance(named, list) else [named])]
+                continue
+            self._tree.marks[(*route, key)] = where
+            own[key] = self.value(value_node, (*route, key))
+        return _plain_overlay(self._below(bases, route), own) if bases else own
+
+    def _below(self, bases: list[str], route: Route) -> Any:
+        """Returns what the files named as `base` hold together, each laid over the ones before it."""
+        where = f"{self._tree.marks[(*route, BASE)]}: {dotted((*route, BASE))}"
+        below = Tree({})
+        for name in bases:
+            file = _named(name, self._beside)
+            if file is None:
+                self._tree.errors.append(f"{where}: no such file: {name:.200}")
+                continue
+            upper = Tree({}, {(): f"{shorten(file)}:1"})
+            _read_into(upper, file, self._chain, self._reading)
+            below = merge(below, upper)
+        self._tree.errors += below.errors
+        for inner, mark in below.marks.items():
+            self._tree.marks.setdefault((*route, *inner), mark)
+        return below.data
+
+
+def _named(name: str, beside: Path | None) -> Path | None:
+    """Returns the file that a name means, if there is one."""
+    try:
+        file = paths.resolve(name, beside=beside)
+        return file if file.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # too long, a home of nobody, a zero byte
+        return None
 
 
 def _plain_overlay(low: Any, high: Any) -> Any:
     if isinstance(low, dict) and isinstance(high, dict):
         return {**low, **{k: _plain_overlay(low.get(k), v) for k, v in high.items()}}
     return high
-
-
-def expand(value: Any, errors: list[str], where: str) -> Any:
-    """Returns a value given outside any file with its `base` files laid below it."""
-    if isinstance(value, list):
-        return [expand(item, errors, where) for item in value]
-    if not isinstance(value, dict):
-        return value
-    own = {key: expand(inner, errors, where) for key, inner in value.items() if key != BASE}
-    if BASE not in value:
-        return own
-    below = Tree({})
-    for name in value[BASE] if isinstance(value[BASE], list) else [value[BASE]]:
-        file = paths.resolve(str(name))
-        if file.is_file():
-            below = merge(below, read(file))
-        else:
-            errors.append(f"{where}: no such file: {name}")
-    errors += below.errors
-    return _plain_overlay(below.data, own)
-
-
-def scalar(node: yaml.Node) -> Any:
-    """Returns a scalar node's value by YAML's own rules."""
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    finally:
-        loader.dispose()
 
 
 def dotted(route: Route) -> str:

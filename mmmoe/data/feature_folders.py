@@ -1,6 +1,7 @@
 """The folders of the feature cache: one a tower, kind and shard, each with a file that says what it holds.
 
 The time of that file is when the folder was last used. Folders of older caches have none until a stage uses them.
+Times of several machines need not agree: they decide only which of the folders that nobody uses is deleted first.
 """
 
 from __future__ import annotations

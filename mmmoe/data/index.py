@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tarfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mmmoe.data.media import KINDS, VIDEO_ENDINGS, media_members
+from mmmoe.data.index_line import as_counts, as_pair, as_sizes, as_text, parse_line, signed
+from mmmoe.data.media import KINDS, media_members
+from mmmoe.data.tar_members import TEXT_ENDINGS, samples_of
 from mmmoe.data.transforms import BROKEN
 
 VERSION = 2
 """2: media of all kinds; 1 knew images only and is replaced on sight."""
-TEXT_ENDINGS = frozenset({"json", "txt"})
-MAX_TEXT_BYTES = 16 * 2**20
-"""Largest json or txt member; a dialogue is some kilobytes."""
-MAX_MEDIA_BYTES = 256 * 2**20
-"""Largest image or sound file."""
-MAX_VIDEO_BYTES = 2**30
-"""Largest video file; a sample is read into memory whole."""
 CHARACTERS_A_TOKEN = 4
 """Rough length of a token in English text; the estimate only serves planning."""
 
@@ -45,6 +38,8 @@ class Header:
     """Items of media of all samples, by kind."""
     origin: str = ""
     """Fingerprint of what the shard was packed from; empty for tars that mmmoe did not pack."""
+    is_signed: bool = False
+    """Whether each line has a checksum; those of before there were any do not."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +73,6 @@ def index_path(tar: Path) -> Path:
     return tar.with_name(tar.name + ".index.jsonl")
 
 
-def size_limit(ending: str) -> int:
-    """Returns the most bytes that a member may have."""
-    suffix = ending.rsplit(".", 1)[-1].lower()
-    if suffix in TEXT_ENDINGS:
-        return MAX_TEXT_BYTES
-    return MAX_VIDEO_BYTES if suffix in VIDEO_ENDINGS else MAX_MEDIA_BYTES
-
-
 def build_index(tar: Path, origin: str = "") -> bytes:
     """Returns the index of any WebDataset tar, made in one pass over it.
 
@@ -96,11 +83,11 @@ def build_index(tar: Path, origin: str = "") -> bytes:
     lines: list[str] = []
     counts = dict.fromkeys(KINDS, 0)
     with tar.open("rb") as stream:
-        for key, members in _samples(tar):
+        for key, members in samples_of(tar):
             entry = _entry(stream, tar, key, members, counts)
             for kind, items in media_members(members).items():
                 counts[kind] += len(items)
-            lines.append(_entry_line(entry))
+            lines.append(_entry_line(entry, len(lines) + 1))
     digest = file_sha256(tar)
     if tar.stat().st_size != size:
         raise ValueError(f"{tar} changed while it was indexed; index it again when nothing writes to it")
@@ -112,7 +99,7 @@ def build_index(tar: Path, origin: str = "") -> bytes:
         "items": {kind: count for kind, count in counts.items() if count},
         "origin": origin,
     }
-    return ("\n".join([json.dumps(header), *lines]) + "\n").encode()
+    return ("\n".join([signed(header, 0), *lines]) + "\n").encode()
 
 
 def read_header(tar: Path, index: bytes) -> Header:
@@ -123,22 +110,29 @@ def read_header(tar: Path, index: bytes) -> Header:
     """
     cure = f"delete {index_path(tar)} and it is built anew from the tar"
     try:
-        fields = json.loads(index.split(b"\n", 1)[0])
-        if fields["version"] != VERSION:
-            raise ValueError(f"{index_path(tar)} has index version {fields['version']}, expected {VERSION}; {cure}")
-        return Header(fields["bytes"], fields["sha256"], fields["count"], fields["items"], fields.get("origin", ""))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        fields = parse_line(index.split(b"\n", 1)[0], 0)
+    except ValueError as error:
+        raise ValueError(f"{index_path(tar)} is no shard index ({error}); {cure}") from error
+    version = fields.get("version")
+    if version != VERSION or isinstance(version, bool):
+        raise ValueError(f"{index_path(tar)} has index version {version!r:.40}, expected {VERSION}; {cure}")
+    try:
+        size, count = as_sizes([fields["bytes"], fields["count"]])
+        items, origin = as_counts(fields["items"]), as_text(fields.get("origin", ""))
+        return Header(size, as_text(fields["sha256"]), count, items, origin, "crc32" in fields)
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{index_path(tar)} is no shard index ({error!r}); {cure}") from error
 
 
 def older_header(index: bytes) -> Header | None:
     """Returns what the first line of an older version's index says of its tar; None where it is of this version."""
     try:
-        fields = json.loads(index.split(b"\n", 1)[0])
+        fields = parse_line(index.split(b"\n", 1)[0], 0)
         if not 1 <= fields["version"] < VERSION:
             return None
-        return Header(fields["bytes"], fields["sha256"], fields["count"], {}, fields.get("origin", ""))
-    except (json.JSONDecodeError, KeyError, TypeError):
+        size, count = as_sizes([fields["bytes"], fields["count"]])
+        return Header(size, as_text(fields["sha256"]), count, {}, as_text(fields.get("origin", "")))
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -157,17 +151,26 @@ def check_size(tar: Path, header: Header) -> None:
         )
 
 
-def parse_entry(line: bytes) -> Entry:
-    """Returns one sample's line as an object."""
-    fields = json.loads(line)
-    return Entry(
-        key=fields["key"],
-        members={ending: (offset, size) for ending, (offset, size) in fields["members"].items()},
-        modalities=tuple(fields["modalities"]),
-        sizes=tuple((w, h) for w, h in fields["sizes"]),
-        tokens=fields["tokens"],
-        first=fields["first"],
-    )
+def parse_entry(line: bytes, number: int, header: Header) -> Entry:
+    """Returns line `number` of an index, which is a sample's (the header's is 0).
+
+    Raises:
+        ValueError: It is not as it was written.
+    """
+    fields = parse_line(line, number)
+    if header.is_signed and "crc32" not in fields:
+        raise ValueError("it has no checksum, as the others have")
+    try:
+        return Entry(
+            key=as_text(fields["key"]),
+            members={as_text(ending): as_pair(place) for ending, place in fields["members"].items()},
+            modalities=tuple(as_text(name) for name in fields["modalities"]),
+            sizes=tuple(as_pair(size) for size in fields["sizes"]),
+            tokens=as_sizes([fields["tokens"]])[0],
+            first=as_counts(fields["first"]),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"it is no sample's line ({error!r})") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -185,46 +188,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-
-
-def _samples(tar: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """Yields (key, members) of neighbouring files that share a key, as WebDataset groups them."""
-    key = ""
-    members: dict[str, tuple[int, int]] = {}
-    seen: set[str] = set()
-    try:
-        # "r:" refuses compression: bytes inside a compressed tar cannot be found by offset.
-        with tarfile.open(tar, "r:") as archive:
-            for info in archive:
-                if info.isdir():
-                    continue
-                _refuse_unsafe(tar, info)
-                path = PurePosixPath(info.name)
-                stem, _, ending = path.name.partition(".")
-                name = str(path.with_name(stem)) if stem else path.name
-                if name != key and members:
-                    yield key, members
-                    members = {}
-                if name != key and name in seen:
-                    raise ValueError(f"shard {tar}: key {name!r} stands in two places; pack its files side by side")
-                key = name
-                seen.add(key)
-                members[ending] = (info.offset_data, info.size)
-    except tarfile.TarError as error:
-        raise ValueError(f"{tar} is not a plain tar or is cut off ({error}); unpack .gz, or copy it again") from error
-    if members:
-        yield key, members
-
-
-def _refuse_unsafe(tar: Path, info: tarfile.TarInfo) -> None:
-    path = PurePosixPath(info.name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"shard {tar}: member {info.name!r} points outside the shard; pack it again with plain names")
-    if not info.isreg():
-        raise ValueError(f"shard {tar}: member {info.name!r} is a link or a device; only plain files are read")
-    limit = size_limit(path.name)
-    if info.size > limit:
-        raise ValueError(f"shard {tar}: member {info.name!r} has {info.size} bytes, more than the limit of {limit}")
 
 
 def _entry(stream: Any, tar: Path, key: str, members: dict[str, tuple[int, int]], before: Mapping[str, int]) -> Entry:
@@ -256,8 +219,8 @@ def _image_size(data: bytes) -> tuple[int, int]:
         return (0, 0)  # the sample is set aside when it is drawn, with the reason
 
 
-def _entry_line(entry: Entry) -> str:
-    return json.dumps(
+def _entry_line(entry: Entry, number: int) -> str:
+    return signed(
         {
             "key": entry.key,
             "members": entry.members,
@@ -265,5 +228,6 @@ def _entry_line(entry: Entry) -> str:
             "sizes": entry.sizes,
             "tokens": entry.tokens,
             "first": entry.first,
-        }
+        },
+        number,
     )

@@ -64,8 +64,11 @@ class Quarantine:
         self._own[_identity(bad)] = bad
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
+            with self._path.open("ab+") as stream:
+                # A kill or a full disk may have cut the last line short; it must not take this one with it.
+                torn = stream.tell() > 0 and not self._path.read_bytes().endswith(b"\n")
+                line = json.dumps(asdict(bad), ensure_ascii=False) + "\n"
+                stream.write((b"\n" if torn else b"") + line.encode())
 
     def read(self) -> list[BadSample]:
         """Returns all bad samples, those of the other processes included, each once."""

@@ -74,7 +74,7 @@ def read_rows(json_path: Path, folder: Path, domain: str, voice: str) -> list[Ro
         raw = json.loads(json_path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{json_path} does not exist; give LLaVA's JSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{json_path} is not JSON ({error}); lines of JSON (JSONL) go into one list first") from error
     if not isinstance(raw, list) or not raw:
         raise ValueError(f"{json_path} must be a JSON list with at least one row, as LLaVA's files are")
@@ -147,9 +147,16 @@ def _read_row(number: int, row: Any, folder: Path, domain: str, voice: str) -> R
         number=number,
         # Published ids repeat (one picture, many dialogues) and may hold dots; the row number makes the key unique.
         key=f"{number:08d}-{re.sub(r'[^A-Za-z0-9_-]', '_', identity)[:60]}",
-        content=json.dumps(content, ensure_ascii=False, sort_keys=True).encode(),
+        content=_encoded(content),
         items=items,
     )
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds half a character ({error.reason}), which UTF-8 has not; correct the text") from error
 
 
 def _bits(routing: Any) -> list[int]:
@@ -193,11 +200,15 @@ def _file(name: Any, what: str, endings: frozenset[str], folder: Path) -> Path:
     if not isinstance(name, str):
         raise ValueError(f"{what} {name!r:.80} is not a path; give a path relative to the media folder")
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        is_inside, is_file = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+        raise ValueError(f"{what} {name!r:.80} names no file ({error!s:.80}); correct the path") from error
+    if not is_inside:
         raise ValueError(f"{what} {name!r} lies outside the media folder {folder}; move it inside")
     if path.suffix[1:].lower() not in endings:
         raise ValueError(f"{what} {name!r} does not end in one of {', '.join(sorted(endings))}; convert or rename it")
-    if not path.is_file():
+    if not is_file:
         raise ValueError(f"{what} {path} does not exist; correct the path or the media folder")
     return path
 

@@ -27,11 +27,11 @@ from mmmoe.data.index import (
     older_header,
     parse_entry,
     read_header,
-    size_limit,
     write_atomically,
 )
 from mmmoe.data.media import KINDS, Item
 from mmmoe.data.record import ROUTING_FIELD, Record, Turn
+from mmmoe.data.tar_members import size_limit
 from mmmoe.log import logger
 
 
@@ -68,7 +68,13 @@ class Shard:
         """Returns where sample `index` lies."""
         lines = self._lines or self._open_index()
         content, end = lines
-        return parse_entry(content[int(end[index]) + 1 : int(end[index + 1])])
+        try:
+            line = content[int(end[index]) + 1 : int(end[index + 1])]
+            return parse_entry(line, index + 1, self.header)
+        except ValueError as error:
+            raise ValueError(
+                f"{index_path(self.path)}, line {index + 2}: {error}; delete the index and it is built anew"
+            ) from error
 
     def read(self, entry: Entry, ending: str) -> bytes:
         """Returns one member's bytes.
@@ -233,7 +239,7 @@ def _dialogue(shard: Shard, entry: Entry) -> Record:
             routing = fields.get(ROUTING_FIELD)
             routed = None if routing is None else tuple(int(bit) for bit in routing)
             return Record(entry.key, turns, domain=str(fields.get("domain") or ""), routing=routed)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"{where}: json has no conversations of from and value ({error!r})") from error
     if "txt" in entry.members:
         marks = "\n".join(KINDS[kind].mark for kind in entry.kinds for _ in entry.items(kind))

@@ -22,6 +22,7 @@ from mmmoe.log import logger
 
 VERSION = 1
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"^step_(\d{6,})$")
 
 
@@ -42,6 +43,8 @@ class CheckpointState:
     seeds: dict[str, int] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     """Anything else in plain JSON: the stage's name, wall-clock seconds."""
+    updates: int | None = None
+    """Updates that the moments have had: steps, without skipped ones. None where nobody counted: all of them."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,16 @@ def write_at(final: Path, state: CheckpointState, tensors: Mapping[str, Tensor],
         _swap_in(draft, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if _is_full(error):
+        number = _number(error)
+        if number in FULL:
             raise DiskFullError(
                 errno.ENOSPC,
                 f"no room to write checkpoint {final}: free space there or lower checkpoint.keep; "
                 "the checkpoints before it are intact",
             ) from error
-        raise
+        if number is None:
+            raise
+        raise OSError(number, f"{os.strerror(number)}; the checkpoints before it are intact", str(final)) from error
     return final
 
 
@@ -108,8 +114,10 @@ def read(path: Path) -> Checkpoint:
     faults = verify(path)
     if faults:
         raise ValueError(f"checkpoint {path} cannot be used: {'; '.join(faults)}. Take an earlier step_* folder")
-    state = CheckpointState(**json.loads((path / STATE).read_text(encoding="utf-8")))
-    return Checkpoint(state, load_file(path / MODEL), load_file(path / OPTIMIZER), digest(path))
+    try:
+        return Checkpoint(_state(path), load_file(path / MODEL), load_file(path / OPTIMIZER), digest(path))
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint {path} holds no tensors ({error}). Take an earlier step_* folder") from error
 
 
 def digest(path: Path) -> str:
@@ -121,13 +129,15 @@ def verify(path: Path) -> list[str]:
     """Returns what is wrong with a checkpoint's files, nothing if they are as written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        expected = dict(manifest["files"])
-    except FileNotFoundError:
+        version, expected = manifest["version"], dict(manifest["files"])
+    except (FileNotFoundError, NotADirectoryError):
         return [f"{MANIFEST} is missing"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return [f"{MANIFEST} is damaged"]
-    if manifest.get("version") != VERSION:
-        return [f"version {manifest.get('version')} is not {VERSION}: read it with the mmmoe that wrote it"]
+    if version != VERSION:
+        return [f"version {version!r:.40} is not {VERSION}: read it with the mmmoe that wrote it"]
+    if set(expected) != {MODEL, OPTIMIZER, STATE} or not all(isinstance(entry, dict) for entry in expected.values()):
+        return [f"{MANIFEST} is damaged: it does not name {MODEL}, {OPTIMIZER} and {STATE} with their hashes"]
     return [fault for name, entry in expected.items() if (fault := _fault(path / name, entry))]
 
 
@@ -149,12 +159,39 @@ def latest_valid(folder: Path) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
-    """Removes all but the `keep` newest checkpoints and what interrupted writes left; returns what went."""
-    doomed = all_steps(folder)[:-keep]
-    for path in (*doomed, *folder.glob(".writing_step_*"), *folder.glob(".old_step_*")):
+def read_state(path: Path) -> CheckpointState | None:
+    """Returns what a checkpoint says of itself, its hashes unseen; None where that cannot be read."""
+    try:
+        return CheckpointState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def prune(folder: Path, keep: int, is_kept: Callable[[int], bool] = lambda step: False) -> list[Path]:
+    """Removes checkpoints and what interrupted writes left; returns what went.
+
+    Args:
+        folder: of the checkpoints.
+        keep: this many newest ones stay.
+        is_kept: says of a step whether its checkpoint stays in any case.
+    """
+    doomed = [path for path in all_steps(folder)[:-keep] if not is_kept(int(path.name.partition("_")[2]))]
+    for path in doomed:
         shutil.rmtree(path, ignore_errors=True)
+    sweep(folder)
     return doomed
+
+
+def sweep(folder: Path) -> None:
+    """Removes what interrupted writes left; a checkpoint that had stepped aside for a newer self comes back."""
+    for old in folder.glob(".old_step_*"):
+        place = old.with_name(old.name.removeprefix(".old_"))
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(place)
+    for draft in folder.glob(".writing_step_*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def explain_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str | None:
@@ -218,6 +255,25 @@ class BackgroundWriter:
             self._error = error
 
 
+def _state(path: Path) -> CheckpointState:
+    """Returns what a checkpoint says of itself.
+
+    Raises:
+        ValueError: It is not what a checkpoint says.
+    """
+    try:
+        state = CheckpointState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path / STATE} is no checkpoint's state ({error})") from error
+    mappings = (state.spec, state.seeds, state.extra)
+    is_whole = type(state.step) is int and state.step >= 0 and isinstance(state.parent, str | None)
+    if not is_whole or not all(isinstance(part, dict) for part in mappings):
+        raise ValueError(
+            f"{path / STATE} is no checkpoint's state: step, parent, spec, seeds or extra is of another kind"
+        )
+    return state
+
+
 def _describe(path: Path) -> dict[str, object]:
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
@@ -230,9 +286,9 @@ def _sha256(path: Path) -> str:
 def _fault(path: Path, entry: Mapping[str, object]) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{path.name} has {path.stat().st_size} bytes, not {entry['bytes']}"
-    return None if _sha256(path) == entry["sha256"] else f"{path.name} has another hash than when it was written"
+    if path.stat().st_size != entry.get("bytes"):
+        return f"{path.name} has {path.stat().st_size} bytes, not {entry.get('bytes')!r:.40}"
+    return None if _sha256(path) == entry.get("sha256") else f"{path.name} has another hash than when it was written"
 
 
 def _require_room(folder: Path, *parts: Mapping[str, Tensor]) -> None:
@@ -243,9 +299,11 @@ def _require_room(folder: Path, *parts: Mapping[str, Tensor]) -> None:
         raise OSError(errno.ENOSPC, f"the checkpoint needs {need} bytes and {free} are free")
 
 
-def _is_full(error: Exception) -> bool:
-    # safetensors reports the system's error as text only.
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+def _number(error: Exception) -> int | None:
+    """Returns the system's number of an error; safetensors has it in its text only."""
+    told = re.search(r"os error (\d+)", str(error))
+    number = getattr(error, "errno", None)
+    return int(told.group(1)) if number is None and told else number
 
 
 def _flush(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -66,6 +67,7 @@ class DeepSpeedEngine:
         self._adam = groups.adamw(param_groups, training.optimizer)
         numel = sum(parameter.numel() for _, parameter in self._trainable)
         self._form: Any = None
+        self._updates = 0
         self._is_forward = False
         self._flattening = module.register_forward_hook(self._flatten)
         self._hidden = hide_skippable(module, self._device) if spec.zero == 3 else []
@@ -116,7 +118,27 @@ class DeepSpeedEngine:
             held = [parameter.grad for _, parameter in self._trainable if parameter.grad is not None]
             torch._foreach_mul_(held, torch.clamp(self._clip / (norm + 1e-6), max=1.0))
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+        found = float(self._engine.get_global_grad_norm() if norm is None else norm)
+        self._updates += math.isfinite(found)
+        return found
+
+    def discard(self) -> None:
+        """Lets DeepSpeed make a step in which AdamW stands still: it clears all that it has gathered, as after any.
+
+        Each ZeRO stage keeps gradients in other places, and counts micro-batches; they are cleared in its step alone
+        (0.19.8: averaged_gradients and micro_step_id of stage 1 and 2, _pre_step of stage 3). The weights that the
+        model computes with are made from the masters again, which gives the same bits.
+        """
+        self._adam.is_held = True
+        try:
+            self._engine.step()
+        finally:
+            self._adam.is_held = False
+
+    @property
+    def updates(self) -> int:
+        """Updates that weights and moments have had."""
+        return self._updates
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the masters in full by canonical name, on the CPU. Collective."""
@@ -133,7 +155,8 @@ class DeepSpeedEngine:
     def load(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int) -> None:
         """Puts parameters and moments back; without moments Adam starts afresh. Collective."""
         check_load(self._shapes, tensors, moments)
-        self._start_moments(updates if moments else 0)
+        self._updates = updates if moments else 0
+        self._start_moments(self._updates)
         self._write(tensors, moments)
 
     def close(self) -> None:

@@ -41,7 +41,8 @@ def deepspeed_config(spec: EngineSpec, training: TrainingSpec, world: int, train
         "steps_per_print": None,
     }
     if spec.precision == "bf16":
-        config["bf16"] = {"enabled": True}
+        # Without its check a gradient that is not finite would be stepped with.
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         # Gradients of micro-batches and ranks are added up in float32, except that ZeRO 0 only knows bf16.
         config["communication_data_type"] = "fp32"
         config["data_types"] = {"grad_accum_dtype": "bf16" if spec.zero == 0 else "fp32"}

@@ -96,9 +96,20 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], spec: Optim
     ]
 
 
-def adamw(groups: list[dict[str, Any]], spec: OptimizerSpec) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, which can let a step pass."""
+
+    is_held = False
+    """Whether steps change nothing."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Updates, unless held."""
+        return None if self.is_held else super().step(closure)
+
+
+def adamw(groups: list[dict[str, Any]], spec: OptimizerSpec) -> AdamW:
     """Returns the AdamW both engines use; its rates are 0 until a step gives them."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
+    return AdamW(groups, lr=0.0, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mmmoe import dist
@@ -11,6 +14,10 @@ from mmmoe.engine import checkpoint
 from mmmoe.engine.checkpoint import BackgroundWriter, Checkpoint, CheckpointState
 from mmmoe.engine.protocol import Engine
 from mmmoe.engine.spec import CheckpointSpec
+from mmmoe.log import logger
+
+SCORES = "scores"
+"""Where a checkpoint's `extra` holds the scores of the exam after its last step, by benchmark."""
 
 
 class CheckpointKeeper:
@@ -21,24 +28,51 @@ class CheckpointKeeper:
         self._spec = spec
         self._in_background = in_background
         self._writer = BackgroundWriter()
+        self._saved = -1
+        self._saved_at = time.monotonic()
+        self._best: tuple[float, int] | None = None
 
-    def is_due(self, step: int) -> bool:
-        """Says whether the spec asks for a checkpoint after `step` steps."""
-        return self._spec.every is not None and step % self._spec.every == 0
+    def is_due(self, step: int, scores: Mapping[str, float] | None = None) -> bool:
+        """Says whether the spec asks for a checkpoint after `step` steps.
+
+        Args:
+            step: steps done.
+            scores: of the exam that followed them, by benchmark, if there was one.
+        """
+        if any(step % every == 0 for every in (self._spec.every, self._spec.keep_every) if every is not None):
+            return True
+        score = (scores or {}).get(self._spec.keep_best or "")
+        return score is not None and (self._best is None or score > self._best[0])
+
+    def is_overdue(self) -> bool:
+        """Says whether the spec's time has passed on the first process's clock; the others never say so.
+
+        The clock is one that only goes forward, and no two clocks are compared.
+        """
+        if self._spec.minutes is None or dist.rank() != 0:
+            return False
+        return time.monotonic() - self._saved_at >= 60 * self._spec.minutes
 
     def save(self, engine: Engine, state: CheckpointState) -> None:
         """Collects the state on every process and writes it on the first, beside the training. Collective.
 
+        Does nothing where the last checkpoint is of this very step.
+
         Raises:
-            DiskFullError: On every process, here or at the next `save` or `wait`.
+            OSError: On every process, here or at the next `save` or `wait`.
         """
         self.wait()
+        if state.step == self._saved:
+            return
+        state = replace(state, updates=engine.updates)
         tensors, moments = engine.tensors(), engine.optimizer_tensors()
+        self._note(state)
+        kept = self._kept()
         if dist.rank() == 0:
 
             def work() -> None:
                 checkpoint.write(self._folder, state, tensors, moments)
-                checkpoint.prune(self._folder, self._spec.keep)
+                checkpoint.prune(self._folder, self._spec.keep, kept)
 
             self._writer.submit(work)
         if not self._in_background:
@@ -51,11 +85,11 @@ class CheckpointKeeper:
             self._writer.wait()
         except Exception as error:
             fault = error
-        text = dist.gather_objects(None if fault is None else str(fault))[0]
+        told = dist.gather_objects(None if fault is None else (getattr(fault, "errno", None), str(fault)))[0]
         if fault is not None:
             raise fault
-        if text is not None:
-            raise checkpoint.DiskFullError(errno.ENOSPC, f"the first rank could not write a checkpoint: {text}")
+        if isinstance(told, tuple):
+            raise OSError(told[0] or errno.EIO, f"the first process could not write a checkpoint: {told[1]}")
 
     def resume(self, engine: Engine, check: Callable[[Checkpoint], None] = lambda held: None) -> Checkpoint | None:
         """Puts the newest whole checkpoint into the engine and returns it, None if there is none. Collective.
@@ -64,16 +98,67 @@ class CheckpointKeeper:
             engine: what it is put into.
             check: looks at it before; what it raises is raised, and the engine is left as it was.
         """
-        found = checkpoint.latest_valid(self._folder) if dist.rank() == 0 else None
-        if found is not None:
-            # Damaged ones with higher numbers would count as the newest to keep and push the sound ones out.
-            for newer in checkpoint.all_steps(self._folder):
-                if newer.name > found.name:
-                    newer.rename(newer.with_name(f"damaged_{newer.name}"))
-        path = dist.gather_objects(found)[0]
-        if not isinstance(path, Path):
+        found = self._look() if dist.rank() == 0 else None
+        told = dist.gather_objects(found)[0]
+        if not isinstance(told, tuple):
             return None
+        path, self._best = told
         held = checkpoint.read(path)
         check(held)
-        engine.load(held.tensors, held.moments, held.state.step)
+        state = held.state
+        engine.load(held.tensors, held.moments, state.step if state.updates is None else state.updates)
+        self._saved, self._saved_at = state.step, time.monotonic()
         return held
+
+    def best(self) -> Checkpoint | None:
+        """Returns the best checkpoint on the first process, None elsewhere and where the spec keeps none."""
+        if dist.rank() != 0 or self._best is None:
+            return None
+        path = checkpoint.step_folder(self._folder, self._best[1])
+        try:
+            return checkpoint.read(path)
+        except ValueError as error:
+            logger().warning("the best checkpoint is lost: %s", error)
+            return None
+
+    def _look(self) -> tuple[Path, tuple[float, int] | None] | None:
+        """Returns the newest sound checkpoint, and the best's score and step; damaged newer ones are put aside."""
+        checkpoint.sweep(self._folder)
+        found = checkpoint.latest_valid(self._folder)
+        if found is None:
+            return None
+        steps = checkpoint.all_steps(self._folder)
+        # Damaged ones with higher numbers would count as the newest to keep and push the sound ones out.
+        for newer in steps[steps.index(found) + 1 :]:
+            aside = newer.with_name(f"damaged_{newer.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
+        return found, self._best_on_disk()
+
+    def _note(self, state: CheckpointState) -> None:
+        """Remembers when was saved, and which was best."""
+        self._saved, self._saved_at = state.step, time.monotonic()
+        score = self._score(state)
+        if score is not None and (self._best is None or score > self._best[0]):
+            self._best = score, state.step
+
+    def _score(self, state: CheckpointState) -> float | None:
+        scores = state.extra.get(SCORES) or {}
+        return None if self._spec.keep_best is None else scores.get(self._spec.keep_best)
+
+    def _best_on_disk(self) -> tuple[float, int] | None:
+        """Returns the highest score of a sound checkpoint and its step; of equal ones the first."""
+        scored = []
+        for path in checkpoint.all_steps(self._folder):
+            state = checkpoint.read_state(path)
+            score = None if state is None else self._score(state)
+            if state is not None and score is not None:
+                scored.append((-score, state.step, path))
+        sound = ((-lost, step) for lost, step, path in sorted(scored) if not checkpoint.verify(path))
+        return next(sound, None)
+
+    def _kept(self) -> Callable[[int], bool]:
+        """Returns what says of a step whether its checkpoint stays, however old it is."""
+        best = None if self._best is None else self._best[1]
+        every = self._spec.keep_every
+        return lambda step: step == best or (every is not None and step % every == 0)

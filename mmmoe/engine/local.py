@@ -40,6 +40,7 @@ class LocalEngine:
         self._trainable = groups.trainable_parameters(module, canonical)
         self._masters = self._make_masters()
         self._gradients: list[Tensor | None] = [None] * len(self._masters)
+        self._updates = 0
         self._hooks = [
             cast(Any, parameter).register_post_accumulate_grad_hook(self._collector(place))
             for place, (_, parameter) in enumerate(self._trainable)
@@ -73,6 +74,7 @@ class LocalEngine:
         gradients = [self._gradient(place) for place in range(len(self._masters))]
         norm = self._norm(gradients)
         if bool(torch.isfinite(norm)):
+            self._updates += 1
             if self._clip is not None:
                 torch._foreach_mul_(gradients, torch.clamp(self._clip / (norm + 1e-6), max=1.0))
             groups.set_rates(self._adam, rates)
@@ -80,9 +82,18 @@ class LocalEngine:
                 master.grad = gradient
             self._adam.step()
             self._publish()
+        self.discard()
+        return float(norm)
+
+    def discard(self) -> None:
+        """Clears the gradients."""
         self._adam.zero_grad(set_to_none=True)
         self._gradients = [None] * len(self._masters)
-        return float(norm)
+
+    @property
+    def updates(self) -> int:
+        """Updates that weights and moments have had."""
+        return self._updates
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the masters by canonical name, on the CPU."""
@@ -100,7 +111,8 @@ class LocalEngine:
     def load(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int) -> None:
         """Puts parameters and moments back; without moments Adam starts afresh."""
         check_load(whole_shapes(self._trainable, self._experts), tensors, moments)
-        groups.start_moments(self._adam, self._masters, updates if moments else 0)
+        self._updates = updates if moments else 0
+        groups.start_moments(self._adam, self._masters, self._updates)
         for place, ((name, _), master) in enumerate(zip(self._trainable, self._masters, strict=True)):
             master.copy_(self._own(place, tensors[name]))
             for kind in ("exp_avg", "exp_avg_sq"):

@@ -13,7 +13,9 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mmmoe import dist
+from mmmoe.engine.faults import FaultRule
 from mmmoe.engine.groups import rates
+from mmmoe.engine.memory import memory_explained
 from mmmoe.engine.protocol import BatchSource, Engine, Observer, StepRecord, TrainingBatch
 from mmmoe.engine.spec import TrainingSpec
 from mmmoe.engine.stop import StopRequest
@@ -38,6 +40,7 @@ class Counts:
     samples: float
     tokens: float
     is_stopping: bool
+    is_overdue: bool
 
 
 def fit(
@@ -50,6 +53,7 @@ def fit(
     *,
     progress: Progress | None = None,
     stop: StopRequest | None = None,
+    faults: FaultRule | None = None,
     title: str = "training",
 ) -> FitResult:
     """Trains from step `start_step` to `total_steps`.
@@ -57,11 +61,24 @@ def fit(
     Every step depends on its number alone (batches, dropout, rates), so a run that is cut and resumed
     repeats the steps it would have done.
 
+    Args:
+        engine: holds the model.
+        source: gives each step's batches.
+        training: the declaration.
+        total_steps: of the schedule.
+        start_step: steps done before.
+        observer: watches and saves.
+        progress: shows the steps; by default a bar of its own.
+        stop: may ask for the end.
+        faults: knows which steps must not count, from where the stage goes on; by default from its beginning.
+        title: what is trained, for the bar and messages.
+
     Raises:
-        FloatingPointError: A loss or gradient is not finite; the text names the samples of this process.
+        FloatingPointError: A loss or gradient is not finite, or too many steps were skipped; the text names samples.
+        MemoryFullError: A step does not fit into memory.
     """
     engine.module.train()
-    stop = stop or StopRequest()
+    stop, faults = stop or StopRequest(), faults or FaultRule(training.faults)
     shown = progress or _progress_bar()
     frame: AbstractContextManager[object] = nullcontext() if progress is not None else shown
     with stop, frame:
@@ -70,17 +87,16 @@ def fit(
             began = time.perf_counter()
             batches = source.step(step)
             data_seconds = time.perf_counter() - began
-            counts = _count(batches, stop.requested)
+            counts = _count(batches, stop.requested, observer.is_overdue())
             if counts.is_stopping:
                 observer.save(step)
                 logger().info("stopped after step %d as asked; the state is saved", step)
                 return FitResult(step, stopped=True)
-            _seed(training.seed, step)
-            loss = _run_batches(engine, batches, counts, observer, step)
             now = rates(training.schedule, training.optimizer, step, total_steps)
-            norm = engine.step(now)
-            if not math.isfinite(norm):
-                raise FloatingPointError(_blame("gradient norm", norm, step, batches))
+            with memory_explained(f"{title}, step {step + 1}", training):
+                _seed(training.seed, step)
+                loss = _run_batches(engine, batches, counts, observer)
+                norm, skipped = _update(engine, loss, now, faults, step, batches)
             record = StepRecord(
                 step=step + 1,
                 loss=loss,
@@ -90,33 +106,33 @@ def fit(
                 data_seconds=data_seconds,
                 tokens=int(counts.tokens),
                 samples=int(counts.samples),
+                skipped=skipped,
             )
             observer.on_step(record)
             shown.update(task, completed=record.step, loss=loss)
-            if observer.should_save(record.step):
+            if counts.is_overdue or observer.should_save(record.step):
                 observer.save(record.step)
     return FitResult(max(start_step, total_steps), stopped=False)
 
 
-def _count(batches: Sequence[TrainingBatch], is_stopping: bool) -> Counts:
-    """Sums a step's sizes over processes; a wish to stop goes along, so that all of them stop at the same step."""
-    targets, samples, tokens, stopping = dist.sum_over_ranks(
+def _count(batches: Sequence[TrainingBatch], is_stopping: bool, is_overdue: bool) -> Counts:
+    """Sums a step's sizes over processes; wishes to stop or to save go along, so that all of them do it at once."""
+    targets, samples, tokens, stopping, overdue = dist.sum_over_ranks(
         [
             float(sum(batch.num_targets for batch in batches)),
             float(sum(batch.num_samples for batch in batches)),
             float(sum(batch.num_tokens for batch in batches)),
             float(is_stopping),
+            float(is_overdue),
         ]
     )
-    return Counts(targets, samples, tokens, stopping > 0)
+    return Counts(targets, samples, tokens, stopping > 0, overdue > 0)
 
 
-def _run_batches(
-    engine: Engine, batches: Sequence[TrainingBatch], counts: Counts, observer: Observer, step: int
-) -> float:
+def _run_batches(engine: Engine, batches: Sequence[TrainingBatch], counts: Counts, observer: Observer) -> float:
     """Runs forward and backward of every micro-batch and returns the global batch's loss.
 
-    A loss that is not finite anywhere makes the sum so everywhere: all processes stop, before any weight is touched.
+    A loss that is not finite anywhere makes the sum so everywhere, so that all processes see it.
     """
     share = 0.0
     for place, batch in enumerate(batches):
@@ -126,25 +142,30 @@ def _run_batches(
         engine.backward(loss, is_last=place + 1 == len(batches))
         share += float(loss.detach())
         observer.on_batch(batch, output)
-    total = dist.sum_over_ranks([share])[0]
-    if not math.isfinite(total):
-        raise FloatingPointError(_blame("loss", share, step, batches))
-    return total
+    return dist.sum_over_ranks([share])[0]
+
+
+def _update(
+    engine: Engine, loss: float, now: list[float], faults: FaultRule, step: int, batches: Sequence[TrainingBatch]
+) -> tuple[float, str | None]:
+    """Makes the step's update, or drops its gradients; returns the gradient norm and why there was no update."""
+    norm, fault = math.nan, faults.of_loss(loss)
+    if fault is None:
+        norm = engine.step(now)
+        fault = faults.of_norm(norm)
+    else:
+        engine.discard()
+    if fault is None:
+        faults.accept(loss)
+        return norm, None
+    faults.skip(fault, step + 1, batches)
+    return norm, fault.text
 
 
 def _seed(seed: int, step: int) -> None:
     """Seeds dropout from (seed, step, rank) alone, so that no generator's state has to be saved."""
     word = hashlib.blake2b(f"{seed}/{step}/{dist.rank()}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(word, "big") >> 1)
-
-
-def _blame(what: str, value: float, step: int, batches: Sequence[TrainingBatch]) -> str:
-    keys = [key for batch in batches for key in batch.keys]
-    names = ", ".join(keys[:32]) + (", ..." if len(keys) > 32 else "")
-    return (
-        f"{what} is not finite at step {step + 1} (on rank {dist.rank()}: {value}). Samples of this rank: {names}. "
-        "The step changed no weight. Lower training.optimizer.lr, set training.optimizer.clip, or look at these samples"
-    )
 
 
 def _progress_bar() -> Progress:

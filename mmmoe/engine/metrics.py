@@ -28,6 +28,11 @@ class MetricsFile:
         self._stream.write(json.dumps(row, separators=(",", ":")) + "\n")
         self._stream.flush()
 
+    def sync(self) -> None:
+        """Has the system put what was written on the disk, so that a checkpoint's lines are there when it is."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
+
     def read(self) -> list[dict[str, Any]]:
         """Returns all whole lines; one that a kill cut short is left out."""
         return [row for line in self._lines() if (row := _parse(line)) is not None]

@@ -68,7 +68,17 @@ class Engine(Protocol):
         """Adds gradients. Shares of all processes are summed; `is_last` marks the step's last micro-batch."""
 
     def step(self, rates: list[float]) -> float:
-        """Clips, updates with one learning rate a rule, clears gradients; returns the global norm before clipping."""
+        """Clips, updates with one learning rate a rule, clears gradients; returns the global norm before clipping.
+
+        A norm that is not finite comes back without an update.
+        """
+
+    def discard(self) -> None:
+        """Clears the gradients of all the step's micro-batches; no weight and no moment changes. Collective."""
+
+    @property
+    def updates(self) -> int:
+        """Updates that weights and moments have had: steps, without those that were skipped."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the trainable parameters in full (float32 masters) by global name, on the CPU. Collective."""
@@ -91,7 +101,7 @@ class StepRecord:
     """Steps done, this one included."""
     loss: float
     grad_norm: float
-    """Global norm before clipping."""
+    """Global norm before clipping; NaN where a step was skipped for its loss."""
     rates: tuple[float, ...]
     """The default learning rate, then each rule's."""
     seconds: float
@@ -100,6 +110,8 @@ class StepRecord:
     """Part of it spent waiting for data."""
     tokens: int
     samples: int
+    skipped: str | None = None
+    """Why the step changed nothing; None for a step that counts."""
 
 
 class Observer(Protocol):
@@ -113,6 +125,9 @@ class Observer(Protocol):
 
     def should_save(self, step: int) -> bool:
         """Says whether state is written after `step` steps; the same answer on every process."""
+
+    def is_overdue(self) -> bool:
+        """Says whether this process's clock asks for the state to be written; one process's wish is enough."""
 
     def save(self, step: int) -> None:
         """Writes the state after `step` steps. Collective."""

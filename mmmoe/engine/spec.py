@@ -82,9 +82,30 @@ class CheckpointSpec(Spec):
     """When state is written; the end of a stage always is."""
 
     every: int | None = Field(default=200, ge=1)
-    """Steps between checkpoints; null writes one only when the run is asked to stop."""
+    """Steps between checkpoints; null writes none by step."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Longest time between checkpoints, by the clock of the first process. A checkpoint changes no result, so neither
+    does the time it is written at."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept while a stage runs."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """After every so many steps a checkpoint is written that stays until the stage ends."""
+    keep_best: str | None = None
+    """A benchmark of the stage's `evaluate`: the checkpoint with its highest score so far is kept, and its tensors
+    stay in `stages/<name>/best`, a folder like `final`, when the stage ends. Of equal scores the first counts."""
+
+
+class FaultsSpec(Spec):
+    """Steps that must not count. A skipped one changes no weight and no moment; the schedule goes on."""
+
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What follows from a loss or a gradient norm that is not finite."""
+    spike: float | None = Field(default=None, gt=1)
+    """A step is skipped if its loss is more than so many times the median of the last accepted ones; null: none is."""
+    window: int = Field(default=50, ge=1)
+    """Accepted losses that the median is taken of; until there are as many, no step counts as a spike."""
+    budget: int = Field(default=10, ge=0)
+    """Steps that a stage may skip; one more stops the run."""
 
 
 class TrainingSpec(Spec):
@@ -101,5 +122,6 @@ class TrainingSpec(Spec):
     optimizer: OptimizerSpec
     schedule: ScheduleSpec = ScheduleSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
+    faults: FaultsSpec = FaultsSpec()
     gradient_checkpointing: bool = False
     seed: int = 0

@@ -12,6 +12,8 @@ from mmmoe.evaluation.metrics.metric import Item, Verdict
 from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.shares import write_text
 
+LATER = frozenset({"unanswered"})
+"""Fields that files of an earlier day lack, whose defaults hold there."""
 RIGHT = 0.5
 """Least score of an answer that is shown as right, of metrics that give parts."""
 
@@ -27,6 +29,8 @@ class Reply:
     """Log-likelihood of each choice."""
     drawn: str | None = None
     """File of the picture that was drawn; the prediction is then what the judge reads on it."""
+    unanswered: str = ""
+    """Why the subject could say nothing, such as a prompt that is too long; empty: it was asked."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Answer:
     group: str = ""
     prompt: str = ""
     """Digest of the prompt's ids."""
+    unanswered: str = ""
+    """Why the question could not be put to the subject, which is then wrong; empty: it was."""
 
     @property
     def item(self) -> Item:
@@ -96,6 +102,7 @@ def answer_of(question: Question, reply: Reply, verdict: Verdict) -> Answer:
         category=question.category,
         group=question.group,
         prompt=reply.prompt[:12],
+        unanswered=reply.unanswered,
     )
 
 
@@ -122,7 +129,7 @@ def read_answers(path: Path) -> list[Answer]:
                 raise ValueError(
                     f"{path} line {number} is no answer ({error}); evaluate again with `mmmoe eval`"
                 ) from error
-            if missing := sorted(names - row.keys()):
+            if missing := sorted(names - row.keys() - LATER):
                 raise ValueError(
                     f"{path} line {number} lacks {', '.join(missing)}: it was written before answers had scores of "
                     "their own; evaluate again with `mmmoe eval`"

@@ -18,6 +18,8 @@ from mmmoe.evaluation.statistics import bootstrap
 from mmmoe.log import logger
 
 SHOWN_REASONS = 5
+NOTHING = Verdict(0.0, None)
+"""What no answer is worth."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,14 @@ def gradable(benchmark: BenchmarkSpec, exam: Exam, limit: int | None) -> Exam:
 
 
 def graded(benchmark: BenchmarkSpec, questions: Sequence[Question], replies: Sequence[Reply]) -> list[Answer]:
-    """Returns each reply with what the metric makes of it."""
+    """Returns each reply with what the metric makes of it; a question that was not answered is wrong by any metric."""
     verdicts = metric_for(benchmark).judge(
         [reply.prediction for reply in replies], [question.item for question in questions]
     )
-    return [answer_of(*one) for one in zip(questions, replies, verdicts, strict=True)]
+    return [
+        answer_of(question, reply, NOTHING if reply.unanswered else verdict)
+        for question, reply, verdict in zip(questions, replies, verdicts, strict=True)
+    ]
 
 
 def score_row(
@@ -111,6 +116,7 @@ def score_row(
     categories = by_category(metric, items, verdicts)
     told = {name: float(value) for name, value in metric.measures(total(counts)).items()}
     known = {category.name for category in categories}
+    unanswered = [answer.unanswered for answer in answers if answer.unanswered]
     kept = {name: value for name, value in {**told, **measures}.items() if math.isfinite(value) and name not in known}
     return ScoreRow(
         variant=sitting.variant,
@@ -135,6 +141,8 @@ def score_row(
         categories=categories,
         set_aside=sitting.set_aside.count,
         set_aside_reasons=list(sitting.set_aside.reasons[:SHOWN_REASONS]),
+        unanswered=len(unanswered),
+        unanswered_reasons=unanswered[:SHOWN_REASONS],
         reused=sitting.reused,
         beams=sitting.beams,
         repetition_penalty=sitting.repetition_penalty,

@@ -43,12 +43,17 @@ class Model(Protocol):
     """A multimodal language model."""
 
     training: bool
+    max_positions: int
+    """Length of the longest sequence that it reads."""
     canvas: tuple[int, int] | None
     """Height and width of the images that it draws; None where it draws none."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of media it takes."""
+
+    def positions(self, kind: str) -> int:
+        """Returns how many positions a placeholder takes, by its kind, or by GLANCE_VIEW in a routing pass."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns a ModelOutput for input_ids_BT, attention_mask_BT, labels_BT and features."""

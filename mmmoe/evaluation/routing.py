@@ -30,7 +30,7 @@ def with_routing(
         subject: who is asked.
         questions: some questions.
         mode: predicted: the model answers a routing prompt first, in batches; labels: the experts that lower the loss
-            of the right answer; random: one to three, drawn by the question's id; none; all; or names of experts.
+            of the right answer; random: one to three, drawn by the question's id; random_one: one; none; all; or names.
         blind: whether images are grey, in the routing pass as well.
     """
     if subject.guide is None:
@@ -48,8 +48,9 @@ def _routings(subject: Subject, questions: Sequence[Question], mode: RoutingMode
         return _predicted(subject, questions, blind)
     if mode == "labels":
         return [routing_of(losses) for losses in answer_losses(subject, questions, blind)]
-    if mode == "random":
-        return [draw_routing(question.id, experts, MOST, least=1) for question in questions]
+    if mode in ("random", "random_one"):
+        most = MOST if mode == "random" else 1
+        return [draw_routing(question.id, experts, most, least=1) for question in questions]
     if isinstance(mode, str):
         return [(int(mode == "all"),) * experts] * len(questions)
     unknown = sorted(set(mode) - set(guide.experts))

@@ -235,7 +235,7 @@ def _sit(
     # In step, a process without a question answers the first one all the same, and nobody hears it.
     asked = mine or list(questions[:1] if subject.in_step else ())
     asked = with_routing(subject, asked, spec.routing, blind)
-    subject.recalled = 0.0
+    subject.recalled, subject.unanswered = 0.0, {}
     if benchmark.kind == "drawing":
         number = {question.id: place for place, question in enumerate(questions)}
         numbers, folder = [number[question.id] for question in asked], out_folder / benchmark.name
@@ -246,6 +246,8 @@ def _sit(
     else:
         texts = subject.generate(asked, benchmark.max_new_tokens, blind, advance)
         replies = [Reply(text, subject.prompt_hash(question)) for question, text in zip(asked, texts, strict=True)]
+    why = [subject.unanswered.get(question.id, "") for question in asked]
+    replies = [replace(reply, unanswered=reason) for reply, reason in zip(replies, why, strict=True)]
     everything = joined(list(zip(asked, replies, strict=True))[: len(mine)])
     reused = round(sum(joined([subject.recalled])))
     assert len(everything) == len(questions), "the process group must be joined (dist.start) before an evaluation"

@@ -78,6 +78,10 @@ class ScoreRow:
     """Rows of the benchmark's files that are no questions because something is wrong with them."""
     set_aside_reasons: list[str] = field(default_factory=list)
     """What is wrong with the first of them."""
+    unanswered: int = 0
+    """Questions that the subject had no room for; they are among those asked, and wrong."""
+    unanswered_reasons: list[str] = field(default_factory=list)
+    """Why, of the first of them."""
     reused: int = 0
     """Questions whose answer was known from an earlier or a killed evaluation."""
     beams: int = 1

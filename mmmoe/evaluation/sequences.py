@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mmmoe.config.ids import IGNORE_ID
+from mmmoe.config.ids import GLANCE_VIEW, IGNORE_ID, MEDIA_IDS
 from mmmoe.data.media import KINDS
 from mmmoe.data.record import Turn
 from mmmoe.evaluation.media import Files
@@ -31,6 +31,26 @@ class Row:
     """By view, what goes with an item besides."""
     task: int = -1
     """Number of the answer's task (`config/ids.TASKS`)."""
+    question: str = ""
+    """The question's id."""
+    is_glance: bool = False
+    """Whether it is a routing pass, in which an image may take fewer positions."""
+
+
+def length_of(row: Row, positions: Callable[[str], int]) -> int:
+    """Returns how many positions a row takes whose placeholders take `positions` of their kind each."""
+    counts = {kind: row.input_ids.count(token) for kind, token in MEDIA_IDS.items()}
+    sizes = {
+        kind: positions(GLANCE_VIEW if row.is_glance and kind == "image" else kind)
+        for kind, count in counts.items()
+        if count
+    }
+    return len(row.input_ids) + sum(counts[kind] * (size - 1) for kind, size in sizes.items())
+
+
+def empty(row: Row, pad_id: int) -> Row:
+    """Returns the shortest row there is in the place of another: what whoever has nothing to ask is asked in step."""
+    return replace(row, input_ids=[pad_id], labels=[IGNORE_ID], media={}, beside={})
 
 
 def padded(rows: Sequence[Row], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from mmmoe.config.spec import Spec
 from mmmoe.evaluation.metrics.registry import metric_of
 from mmmoe.evaluation.prompts import check_prompt
 
-RoutingMode = Literal["predicted", "labels", "random", "none", "all"] | list[str]
+RoutingMode = Literal["predicted", "labels", "random", "random_one", "none", "all"] | list[str]
 
 
 class JoinSpec(Spec):
@@ -193,7 +193,8 @@ class EvaluationSpec(Spec):
     it, or pretrained, all else fresh; wholly fresh where a fresh one learned with pictures from its first stage on."""
     routing: RoutingMode = "predicted"
     """Which vision experts look at an image, of a model that has some (MoVA): those that the model names in a pass of
-    its own; those that lower the loss of the right answer (labels); random ones; none; all; or a list of names."""
+    its own; those that lower the loss of the right answer (labels); one to three at random, or one; none; all; or a
+    list of names."""
     routing_labels: int | None = Field(default=None, ge=1)
     """Of so many questions of each benchmark, hold the routing against the labels; null: of none."""
     tasks: Literal["model", "keyword", "label"] = "model"

@@ -22,7 +22,8 @@ from mmmoe.evaluation.media import features_by_view
 from mmmoe.evaluation.protocol import Model, QuestionGuide, Template
 from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.responses import Response, Responses, key_of
-from mmmoe.evaluation.sequences import Row, padded, turns_of
+from mmmoe.evaluation.sequences import Row, empty, length_of, padded, turns_of
+from mmmoe.log import logger
 
 T = TypeVar("T")
 TaskRule = Callable[[str, bool], int]
@@ -38,6 +39,8 @@ class Subject:
     """What it answered before and need not be asked again; set for the time of an evaluation."""
     recalled: float = 0.0
     """Questions (or parts of one) that were answered from there since somebody set this to 0."""
+    unanswered: dict[str, str]
+    """By id of a question why the model could not answer it, since somebody emptied this."""
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Subject:
         self.batch = batch
         self.key = key
         self.in_step = in_step
+        self.unanswered = {}
         self.decoding: dict[str, Any] = {}
         """How answers are generated, where not greedily: beams and repetition_penalty."""
         self._model = model
@@ -98,7 +102,8 @@ class Subject:
         """Returns the log-likelihood of each choice of each question, summed over the answer's tokens.
 
         The end-of-answer token is one of them, so a choice that begins another does not win by being short. A choice
-        whose answer was cut off by the longest sequence gets -inf rather than the advantage of having fewer tokens.
+        whose answer was cut off by the longest sequence gets -inf rather than the advantage of having fewer tokens; a
+        question of which none is left is unanswered.
         """
         rows: list[Row] = []
         for question in questions:
@@ -107,7 +112,16 @@ class Subject:
                 rows.append(self._row(len(rows), encoded.input_ids, encoded.labels, question, blind))
         shares = [1.0 / len(question.choices) for question in questions for _ in question.choices]
         scores = iter(self._answers(rows, ["score"], self._likelihoods, advance, shares))
-        return [[float(next(scores)) for _ in question.choices] for question in questions]
+        found = [[float(next(scores)) for _ in question.choices] for question in questions]
+        for question, own in zip(questions, found, strict=True):
+            if all(score == float("-inf") for score in own):
+                most = self._model.max_positions
+                self._cannot(
+                    question.id,
+                    f"with its prompt none of its choices fits into the model's {most} positions and the template's "
+                    "max_length; shorten it or raise these",
+                )
+        return found
 
     def generate(
         self,
@@ -116,7 +130,7 @@ class Subject:
         blind: bool = False,
         advance: Advance | None = None,
     ) -> list[str]:
-        """Returns the greedy answer to each question, special tokens removed."""
+        """Returns the greedy answer to each question, special tokens removed; no words where the prompt is too long."""
         rows: list[Row] = []
         for question in questions:
             input_ids = self._template.prompt(turns_of(question))
@@ -126,7 +140,7 @@ class Subject:
             return self._words(part, max_new_tokens)
 
         how = ["generate", max_new_tokens, self.decoding]
-        return [str(text) for text in self._answers(rows, how, ask, advance)]
+        return [str(text) for text in self._answers(rows, how, ask, advance, instead="")]
 
     def draw(
         self,
@@ -138,7 +152,10 @@ class Subject:
         blind: bool = False,
         advance: Advance | None = None,
     ) -> list[Tensor]:
-        """Returns the picture (3, H, W), values 0 to 1, that each question asks for, one seed a question."""
+        """Returns the picture (3, H, W), values 0 to 1, that each question asks for, one seed a question.
+
+        Where the prompt is too long it is black.
+        """
         rows: list[Row] = []
         letters = self._template.letters
         for index, question in enumerate(questions):
@@ -153,7 +170,9 @@ class Subject:
             return list(self._model.draw(**inputs, steps=steps, guidance=guidance, seeds=own).cpu())
 
         # A picture is far larger than words, and lies in its file already: only words are kept.
-        return self._answers(rows, None, ask, advance)
+        black = torch.zeros(3, *(self._model.canvas or (0, 0)))
+        # The position that begins the image has to find room as well.
+        return self._answers(rows, None, ask, advance, instead=black, room=1)
 
     def _likelihoods(self, part: list[Row]) -> list[float]:
         """Returns the log-likelihood of the labelled tokens of each row, -inf where some were cut off."""
@@ -188,6 +207,8 @@ class Subject:
         ask: Callable[[list[Row]], Sequence[T]],
         advance: Advance | None = None,
         shares: Sequence[float] | None = None,
+        instead: T | None = None,
+        room: int = 0,
     ) -> list[T]:
         """Returns the answer to each row: one that is known already, or what `ask` says of batches.
 
@@ -197,6 +218,8 @@ class Subject:
             ask: runs the model.
             advance: is told.
             shares: what part of a question each row is; None: a whole one.
+            instead: the answer to a row that the model has no room for; None: the model cuts such rows itself.
+            room: positions that a row needs besides its own.
         """
         found: list[T | None] = [None] * len(rows)
         responses = self.responses if how is not None else None
@@ -209,14 +232,41 @@ class Subject:
         self.recalled += known
         tell(known)
         with self._answering():
-            for part in self._batches(wanted):
-                new = {row.place: answer for row, answer in zip(part, ask(part), strict=True)}
+            asked = self._with_media(wanted)
+            if instead is not None:
+                asked, too_long = self._that_fit(asked, room)
+                found = [instead if place in too_long else answer for place, answer in enumerate(found)]
+                tell(sum(parts[place] for place in too_long))
+            for part in self._batches(asked, empty(rows[0], self._template.tokenizer.pad_token_id) if rows else None):
+                answers = zip(part, ask(part), strict=True)
+                new = {row.place: answer for row, answer in answers if found[row.place] is None}
                 if responses is not None:
                     responses.keep({keys[place]: cast(Response, answer) for place, answer in new.items()})
-                tell(sum(parts[place] for place in new if found[place] is None))
+                tell(sum(parts[place] for place in new))
                 for place, answer in new.items():
                     found[place] = answer
         return cast("list[T]", found)
+
+    def _that_fit(self, rows: list[Row], room: int) -> tuple[list[Row], set[int]]:
+        """Returns the rows that the model has room for, and the places of the others."""
+        most, fit, too_long = self._model.max_positions, list[Row](), set[int]()
+        for row in rows:
+            length = length_of(row, self._model.positions) + room
+            if length <= most:
+                fit.append(row)
+                continue
+            too_long.add(row.place)
+            self._cannot(
+                row.question,
+                f"its prompt takes {length} positions and the model has {most}; shorten it or raise max_positions",
+            )
+        return fit, too_long
+
+    def _cannot(self, question: str, reason: str) -> None:
+        told = f"question {question!r}: {reason}"
+        if not self.unanswered:
+            logger().warning("some questions are not answered, the first is %s", told)
+        self.unanswered[question] = told
 
     def _key(self, row: Row, how: Sequence[object] | None) -> str:
         """Returns the name of a row's answer."""
@@ -254,7 +304,8 @@ class Subject:
             if view in views and kind_of(view) in kept
         }
         task = -1 if self._task is None else self._task(question.text, draws)
-        return Row(place, input_ids, labels, media, beside, task)
+        is_glance = self.guide is not None and question.routing is None
+        return Row(place, input_ids, labels, media, beside, task, question.id, is_glance)
 
     def _with_chunks(self, row: Row) -> Row:
         """Returns the row with the placeholder of a sound once a chunk."""
@@ -277,20 +328,24 @@ class Subject:
         finally:
             self._model.train(was_training)
 
-    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Yields rows of like length together, the longest first (memory runs out at once or never).
-
-        In step, a process that is done before others repeats its last row until they are.
-        """
+    def _with_media(self, rows: list[Row]) -> list[Row]:
+        """Returns rows whose media are encoded, with a placeholder for each chunk of a sound."""
         for view, features in self._features.items():
             features.prepare(row.media[view] for row in rows if view in row.media)
-        rows = [self._with_chunks(row) for row in rows]
+        return [self._with_chunks(row) for row in rows]
+
+    def _batches(self, rows: list[Row], nothing: Row | None) -> Iterator[list[Row]]:
+        """Yields rows of like length together, the longest first (memory runs out at once or never).
+
+        In step, a process that is done before others repeats its last row until they are, and `nothing` if it has none.
+        """
         order = sorted(rows, key=lambda row: (-len(row.input_ids), row.place))
         parts = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
         most = max(cast("list[int]", dist.gather_objects(len(parts)))) if self.in_step else len(parts)
         yield from parts
         for _ in range(most - len(parts)):
-            yield order[-1:]
+            assert nothing is not None, "in step everybody is asked something"
+            yield order[-1:] or [nothing]
 
     def _inputs(self, rows: list[Row], *, pad_left: bool, with_labels: bool) -> dict[str, Any]:
         """Returns the model's keyword arguments for some rows."""

@@ -59,5 +59,8 @@ def _notes(rows: Sequence[ScoreRow]) -> list[str]:
     for row in rows:
         if row.set_aside and row.variant == rows[0].variant:
             notes.append(f"{row.benchmark}: {row.set_aside} rows set aside, the first: {row.set_aside_reasons[0]}")
+        if row.unanswered:
+            told = f"{row.unanswered} of {row.n} not answered, which counts as wrong, the first"
+            notes.append(f"{row.benchmark}, {row.variant}: {told}: {row.unanswered_reasons[0]}")
         notes += [f"{row.benchmark}: {one.model} {one.value} ({one.source})" for one in row.published]
     return notes

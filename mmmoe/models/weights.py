@@ -10,6 +10,7 @@ from mmmoe.models.folder import compare_declared, folder_config, missing_in
 from mmmoe.models.image_decoder.layout import layout_files, layout_problems
 from mmmoe.models.image_decoder.spec import ImageDecoderSpec
 from mmmoe.models.spec import PartSpec, PretrainedLanguage, ScratchLanguage, SpeechDecoderSpec
+from mmmoe.models.towers.clip_checkpoint import pickle_problem
 from mmmoe.models.towers.onnx_weights import onnx_weights
 from mmmoe.models.towers.spec import FolderTower, OnnxTowerSpec, OpenCLIPTower
 from mmmoe.paths import resolve
@@ -32,6 +33,10 @@ def weight_problems(part: Declared) -> Iterator[str]:
     """Yields what is missing or other than declared, each sentence with the key it belongs to."""
     if isinstance(part, OpenCLIPTower) and part.path is not None and not resolve(part.path).is_file():
         yield f"path: no file {part.path}; put the open_clip checkpoint there"
+    if isinstance(part, OpenCLIPTower) and part.path is not None:
+        problem = pickle_problem(resolve(part.path), part.allow_pickle)
+        if problem is not None:
+            yield f"path: {problem}"
     if isinstance(part, OnnxTowerSpec) and not resolve(part.path).is_file():
         yield f"path: no file {part.path}; put the ONNX file there"
     if isinstance(part, ImageDecoderSpec):

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from mmmoe.conceal import conceal
+
 Row = dict[str, Any]
 OTHER_ROUTING = "evaluation_routing_"
 """Begins the names of folders of evaluations whose vision experts were chosen otherwise than the run declares."""
@@ -100,7 +102,7 @@ def read_run(folder: Path, benches: Sequence[Path] = ()) -> RunFiles:
         stages=stages,
         scores=tuple(scores),
         answers=answers,
-        spec_text=spec_text,
+        spec_text=conceal(spec_text),
         ledger=read_lines(folder / "ledger.jsonl"),
         experts=tuple((spec.get("model") or {}).get("experts") or ()),
         routing=_in_words((spec.get("evaluation") or {}).get("routing") or "predicted"),
@@ -123,7 +125,7 @@ def _read_scores(path: Path) -> list[Row]:
     """Returns score rows; those of before metrics had names are shares of right answers."""
     return [
         {"metric": "", "scale": 100.0, "is_share": True, "unparsable_share": row.get("empty_share", 0.0),
-         "categories": [], "measures": {}, "set_aside": 0, "published": []} | row
+         "categories": [], "measures": {}, "set_aside": 0, "unanswered": 0, "published": []} | row
         for row in _read_list(path)
     ]  # fmt: skip
 

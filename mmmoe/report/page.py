@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mmmoe.conceal import conceal
 from mmmoe.report.alarm_log import raised_alarms, standing_sentences
 from mmmoe.report.alarms import DEAD_SHARE, LEAST_CHOICES, LEFT_SHARE
 from mmmoe.report.examples import choose_examples, png_address
@@ -93,7 +94,7 @@ def _columns(ledger: tuple[Row, ...]) -> list[str]:
 
 def _shown(row: Row) -> Row:
     """Returns a ledger row with seconds since the epoch turned into a date."""
-    shown = dict(row)
+    shown = {key: conceal(value) if isinstance(value, str) else value for key, value in row.items()}
     for key, value in row.items():
         if isinstance(value, float) and value > 1e9:
             shown[key] = datetime.fromtimestamp(value).strftime("%Y-%m-%d %H:%M:%S")

@@ -87,7 +87,13 @@ def routing_bars(run: RunFiles) -> list[Bar]:
     """Returns a bar a benchmark and way to choose experts, the run's own first, of benchmarks that have several."""
     ways: dict[str, Sequence[Row]] = {run.routing: run.scores, **run.other_routings}
     several = {row["benchmark"] for rows in run.other_routings.values() for row in rows}
-    named = {"predicted": "named by the model", "none": "no experts", "random": "random experts", "all": "all experts"}
+    named = {
+        "predicted": "named by the model",
+        "none": "no experts",
+        "random": "random experts",
+        "random_one": "one at random",
+        "all": "all experts",
+    }
     return [
         Bar(
             group=row["benchmark"],

@@ -43,7 +43,7 @@ def bench_step(spec: RunSpec) -> list[Result]:
         BARE: _model(spec, [], [p for p in trains if "lora" not in p]),
     }
     rows = stage.training.micro_batch
-    inputs = _inputs(contenders[EXPERTS], rows)
+    inputs = inputs_of(contenders[EXPERTS], rows)
     runs = {name: partial(_step, model, inputs) for name, model in contenders.items()}
     console.print(f"a step of {rows} rows: {', '.join(runs)}", style="dim")
     with one_thread(dist.device()):
@@ -62,10 +62,12 @@ def _model(spec: RunSpec, adapters: list[AdapterSpec], trains: list[str]) -> Spl
     return model.to(dist.device()).train()
 
 
-def _inputs(model: SplicedModel, rows: int) -> dict[str, Any]:
+def inputs_of(model: SplicedModel, rows: int) -> dict[str, Any]:
+    """Returns what a micro-batch of so many rows, each with an image, gives the model."""
     device = model.device
     generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(5, 1000, (rows, TOKENS), generator=generator)
+    vocabulary = int(model.language.get_input_embeddings().num_embeddings)
+    ids_BT = torch.randint(5, min(1000, vocabulary), (rows, TOKENS), generator=generator)
     ids_BT[:, 1] = IMAGE_ID
     labels_BT = torch.full_like(ids_BT, IGNORE_ID)
     labels_BT[:, -TARGETS:] = ids_BT[:, -TARGETS:]

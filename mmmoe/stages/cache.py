@@ -14,6 +14,7 @@ from typing import Any
 from mmmoe import dist, paths
 from mmmoe.data.shards import ShardSet
 from mmmoe.engine.checkpoint import read
+from mmmoe.engine.spec import FaultsSpec
 from mmmoe.log import logger
 from mmmoe.models.adapters import AdapterSpec
 from mmmoe.models.language import tokenizer_folder
@@ -75,6 +76,9 @@ class StageCache:
 def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> dict[str, Any]:
     declared = stage.model_dump(mode="json", exclude={"reuse", "init_from", "evaluate"})
     declared["training"].pop("checkpoint")
+    if stage.training.faults == FaultsSpec():
+        # Results of before there were rules against faults are those of a stage without any.
+        declared["training"].pop("faults")
     world = dist.world_size()
     dropout = max(getattr(part, "dropout", 0.0) for part in run.model.parts().values())
     # What is drawn in training gets its noise in the order of the micro-batches.

@@ -28,6 +28,7 @@ from mmmoe.stages.before_pictures import before_pictures, last_of_text
 from mmmoe.stages.cache_content import PICTURES
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild
+from mmmoe.stages.heartbeat import heartbeat
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.image_routing import guide_of
 from mmmoe.stages.ledger import RunFolder
@@ -90,8 +91,15 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
         raise ValueError(f"{final} is not finished; go on with `mmmoe resume {run_path}`")
     dist.start()
     own = folder.spec().evaluation
-    out = (run_path if path == run_path else path.parent) / folder_name(spec.evaluation, own or spec.evaluation)
-    evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
+    name = folder_name(spec.evaluation, own or spec.evaluation)
+    if path == run_path:
+        out = run_path / name
+    else:
+        # A stage's best checkpoint stands beside its last; so do their scores.
+        out = path.parent / (name if path.name == "final" else f"{path.name}_{name}")
+    with heartbeat(spec.engine.deadline_s, f"mmmoe eval {path}"):
+        evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
+        dist.barrier()
     dist.stop()
 
 

@@ -58,21 +58,24 @@ def make_room(run: RunSpec, stage: StageSpec, model: SplicedModel, sources: Sequ
     """
     if not sources[0].features:
         return  # every tower trains
-    refusal: str | None = None
+    refusal: tuple[str, int | None] | None = None
     if dist.rank() == 0:
         needs = view_needs(model, sources)
         try:
             _make_room(run, model, sources, needs)
         except ValueError as error:
-            refusal = f"stage {stage.name}: {error}"
+            refusal = f"stage {stage.name}: {error}", None
         except OSError as error:
             # Features that are all there may lie where nothing can be written; then nobody deletes them either.
-            refusal = f"stage {stage.name}: {error}" if any(need.missing for need in needs) else None
+            if any(need.missing for need in needs):
+                refusal = f"stage {stage.name}: {error}", error.errno
         if refusal is None and any(need.missing for need in needs):
             console.print(needs_table(stage.name, needs))
-    refusal = next((str(said) for said in dist.gather_objects(refusal) if said), None)
-    if refusal is not None:
-        raise ValueError(refusal)
+    told = dist.gather_objects(refusal)[0]
+    if isinstance(told, tuple):
+        text, number = told
+        # A full disk and one that cannot be written end a run otherwise than a mistake does.
+        raise ValueError(text) if number is None else OSError(number, text)
 
 
 def view_needs(model: SplicedModel, sources: Sequence[Source]) -> list[ViewNeed]:

@@ -71,7 +71,10 @@ def generate(folder: Path, prompt: str, overrides: Sequence[str]) -> list[Path]:
         part = numbers[start : start + spec.batch]
         asked = [Question(str(number), prompt, "", image) for number in part]
         seeds = [spec.seed + number for number in part]
-        pictures += [as_picture(one) for one in subject.draw(asked, seeds, steps=spec.steps, guidance=spec.guidance)]
+        drawn = subject.draw(asked, seeds, steps=spec.steps, guidance=spec.guidance)
+        if subject.unanswered:
+            raise ValueError(next(iter(subject.unanswered.values())))
+        pictures += [as_picture(one) for one in drawn]
     out = Path(spec.out)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / f"{number}-seed{spec.seed + number}.png" for number in numbers]

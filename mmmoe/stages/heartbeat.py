@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from mmmoe import dist, log
 from mmmoe.stages.ledger import Stopped
@@ -15,8 +14,8 @@ from mmmoe.stages.status import LOST_PEER
 
 
 @contextmanager
-def heartbeat(deadline_s: float, folder: Path) -> Iterator[None]:
-    """Watches over the processes of a run inside its block; collective. One process alone is not watched.
+def heartbeat(deadline_s: float, again: str) -> Iterator[None]:
+    """Watches over the processes that work together inside its block; collective. One process alone is not watched.
 
     A thread beats while the block works, so a block that takes hours alone raises no alarm. Leaving the block says
     goodbye, and all processes leave it together. A process that leaves by an exception says none, and the others end,
@@ -24,7 +23,7 @@ def heartbeat(deadline_s: float, folder: Path) -> Iterator[None]:
 
     Args:
         deadline_s: Seconds within which this process ends after another one was lost; its exit status is 1 then.
-        folder: The run's, for the message.
+        again: The command that goes on, for the message.
 
     Raises:
         ValueError: The first process cannot be reached.
@@ -33,7 +32,7 @@ def heartbeat(deadline_s: float, folder: Path) -> Iterator[None]:
         yield
         return
     rhythm = Rhythm.of(deadline_s)
-    watch = _join(rhythm, folder)
+    watch = _join(rhythm, again)
     says_goodbye = True
     try:
         yield
@@ -49,11 +48,11 @@ def heartbeat(deadline_s: float, folder: Path) -> Iterator[None]:
         watch.leave(goodbye=says_goodbye)
 
 
-def _join(rhythm: Rhythm, folder: Path) -> Caller | Answerer:
+def _join(rhythm: Rhythm, again: str) -> Caller | Answerer:
     hosts = [str(host) for host in dist.gather_objects(dist.host())]
 
     def end(reason: str) -> None:
-        _end(reason, folder)
+        _end(reason, again)
 
     token = secrets.token_hex(16)
     caller = Caller(hosts, token, rhythm, end) if dist.rank() == 0 else None
@@ -65,11 +64,11 @@ def _join(rhythm: Rhythm, folder: Path) -> Caller | Answerer:
     return watch
 
 
-def _end(reason: str, folder: Path) -> None:
+def _end(reason: str, again: str) -> None:
     """Says why and ends this process at once; nothing here may wait for another thread, or for a disk."""
     text = (
         f"\nerror: {dist.who()}: {reason}. This process stops in {log.place()}; what was saved before is intact. "
-        f"Go on with `mmmoe resume {folder}`; fewer processes are fine (engine.processes=N, or a hostfile without "
+        f"Go on with `{again}`; fewer processes are fine (engine.processes=N, or a hostfile without "
         "the lost node)\n"
     )
     os.write(2, text.encode())

@@ -62,7 +62,7 @@ def stop_with_input() -> None:
     """Asks this process to stop when its standard input ends: whoever holds the other end of it is gone."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(4096):
+        while os.read(0, 4096):  # not sys.stdin: Python aborts at its end if a thread holds that one's lock
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

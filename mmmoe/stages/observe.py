@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ class StageObserver:
         self._exam = exam
         self._traffic = traffic or Traffic()
         self._sent = (0, 0)
+        self._scores: tuple[int, dict[str, float]] = (0, {})
         self._sources = [source.name for source in sources]
         self._clear()
 
@@ -69,11 +71,20 @@ class StageObserver:
 
     def should_save(self, step: int) -> bool:
         """Says whether a checkpoint is due."""
-        return self._saver.is_due(step)
+        return self._saver.is_due(step, self._scores_at(step))
+
+    def is_overdue(self) -> bool:
+        """Says whether this process's clock asks for a checkpoint."""
+        return self._saver.is_overdue()
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint."""
-        self._saver.save(step)
+        """Writes a checkpoint, once the lines up to it are on the disk."""
+        if self._metrics is not None:
+            self._metrics.sync()
+        self._saver.save(step, self._scores_at(step))
+
+    def _scores_at(self, step: int) -> dict[str, float]:
+        return self._scores[1] if self._scores[0] == step else {}
 
     def on_batch(self, batch: TrainingBatch, output: TrainingOutput) -> None:
         """Adds one micro-batch of this process."""
@@ -105,7 +116,20 @@ class StageObserver:
         self._positions += float(routing.positions_B.sum())
 
     def on_step(self, record: StepRecord) -> None:
-        """Sums over processes, writes the line, starts the next step."""
+        """Sums over processes, writes the line, starts the next step. A skipped step tells nothing of the model."""
+        line = _head(record)
+        if record.skipped is None:
+            line |= self._told()
+        self._sent = (self._traffic.tokens, self._traffic.weights)
+        line |= self._asked(record.step)
+        if self._metrics is not None:
+            alarms = self._watch.see(line)
+            self._metrics.append(line | ({"alarms": alarms} if alarms else {}))
+        log.reach(record.step)
+        self._clear()
+
+    def _told(self) -> dict[str, Any]:
+        """Returns what the micro-batches of all processes told. Collective."""
         parts = [self._nll_S, self._targets_S, torch.tensor([self._samples], dtype=torch.float64)]
         names = sorted(self._auxiliary)
         parts += [self._auxiliary[name] for name in names]
@@ -115,13 +139,7 @@ class StageObserver:
             parts += self._vision.parts()
         flat = dist.sum_over_ranks(torch.cat([part.flatten() for part in parts]).tolist())
         summed = iter(torch.split(torch.tensor(flat, dtype=torch.float64), [part.numel() for part in parts]))
-        asked = self._asked(record.step)
-        if self._metrics is not None:
-            line = self._line(record, summed, names) | asked
-            alarms = self._watch.see(line)
-            self._metrics.append(line | ({"alarms": alarms} if alarms else {}))
-        log.reach(record.step)
-        self._clear()
+        return {} if self._metrics is None else self._sums(summed, names)
 
     def _asked(self, step: int) -> dict[str, Any]:
         """Returns what an exam says, if one is due; what it sends to others is no part of a step."""
@@ -129,28 +147,18 @@ class StageObserver:
             return {}
         sent = self._traffic.tokens, self._traffic.weights
         told = self._exam.sit(step)
+        self._scores = step, told["evaluation"]
         self._traffic.tokens, self._traffic.weights = sent
         return told
 
-    def _line(self, record: StepRecord, summed: Any, names: list[str]) -> dict[str, Any]:
+    def _sums(self, summed: Any, names: list[str]) -> dict[str, Any]:
         nll_S, targets_S, samples = next(summed), next(summed), float(next(summed))
-        line: dict[str, Any] = {
-            "step": record.step,
-            "loss": record.loss,
-            "losses": {s: float(n / t) for s, n, t in zip(self._sources, nll_S, targets_S, strict=True) if t > 0},
-            "grad_norm": record.grad_norm,
-            "lr": list(record.rates),
-            "samples": int(samples),
-            "seconds": round(record.seconds, 4),
-            "data_seconds": round(record.data_seconds, 4),
-            "tokens_per_s": round(record.tokens / max(record.seconds, 1e-9), 1),
-            **peak_memory_mb(),
-        }
+        losses = {s: float(n / t) for s, n, t in zip(self._sources, nll_S, targets_S, strict=True) if t > 0}
+        line: dict[str, Any] = {"losses": losses}
         sent = (self._traffic.tokens, self._traffic.weights)
         if any(sent):
             names_of_sent = ("tokens", "weights")
             line["expert_bytes"] = {n: now - then for n, now, then in zip(names_of_sent, sent, self._sent, strict=True)}
-            self._sent = sent
         for name in names:
             line[name] = [float(x) / max(samples, 1.0) for x in next(summed)]
         if self._routing is not None:
@@ -159,3 +167,19 @@ class StageObserver:
         if self._vision is not None:
             line |= self._vision.record(summed)
         return line
+
+
+def _head(record: StepRecord) -> dict[str, Any]:
+    """Returns what every step's line begins with; a number that is none is null."""
+    head: dict[str, Any] = {
+        "step": record.step,
+        "loss": record.loss if math.isfinite(record.loss) else None,
+        "grad_norm": record.grad_norm if math.isfinite(record.grad_norm) else None,
+        "lr": list(record.rates),
+        "samples": record.samples,
+        "seconds": round(record.seconds, 4),
+        "data_seconds": round(record.data_seconds, 4),
+        "tokens_per_s": round(record.tokens / max(record.seconds, 1e-9), 1),
+        **peak_memory_mb(),
+    }
+    return head if record.skipped is None else head | {"skipped": record.skipped}

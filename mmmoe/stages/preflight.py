@@ -19,6 +19,7 @@ from mmmoe.stages.assembly import problems_of_sources
 from mmmoe.stages.coefficients import idle_declarations
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.heritage import Heritage, check_same_model
+from mmmoe.stages.live import live_spec
 from mmmoe.stages.preflight_drawing import problems_of_drawing
 from mmmoe.stages.preflight_routing import problems_of_routing
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -48,6 +49,7 @@ def problems(spec: RunSpec) -> Iterator[str]:
         yield from (f"{where}.{text}" for text in _length(stage, world))
         yield from (f"{where}.{text}" for text in _data(stage))
         yield from (f"{where}.evaluate: {text}" for text in _live(spec, stage))
+        yield from (f"{where}.training.checkpoint.keep_best: {text}" for text in _best(spec, stage))
         seen.append(stage.name)
     yield from problems_of_routing(spec)
     yield from problems_of_drawing(spec)
@@ -189,6 +191,21 @@ def _live(spec: RunSpec, stage: StageSpec) -> Iterator[str]:
         yield "with zero 3 no process holds the model; use zero 0 to 2, or `mmmoe eval` when the stage is finished"
     if spec.engine.ep_size > 1 and spec.evaluation.beams > 1:
         yield "beams end at their own time, but processes that share experts must stay in step; use beams 1"
+
+
+def _best(spec: RunSpec, stage: StageSpec) -> Iterator[str]:
+    """Checks that the benchmark which tells the best checkpoint is asked while the stage trains."""
+    wanted = stage.training.checkpoint.keep_best
+    if wanted is None:
+        return
+    if stage.evaluate is None or spec.evaluation is None:
+        yield f"nothing asks {wanted!r} while the stage trains; declare the stage's `evaluate`, or leave keep_best out"
+        return
+    asked = [benchmark.name for benchmark in live_spec(spec, stage).benchmarks]
+    if wanted not in asked:
+        yield f"{wanted!r} is not asked while the stage trains; its `evaluate` asks {', '.join(asked) or 'nothing'}"
+    if stage.reuse:
+        yield "a result taken from the cache has no best checkpoint; set reuse to false"
 
 
 def _data(stage: StageSpec) -> Iterator[str]:

@@ -26,6 +26,7 @@ from mmmoe.data.routing_shards import Label, count_labels, labels_of, write_labe
 from mmmoe.data.sample_column import SampleColumn
 from mmmoe.data.shard_file import refuse_strangers
 from mmmoe.data.shards import ShardSet
+from mmmoe.engine.spec import EngineSpec
 from mmmoe.log import console, logger
 from mmmoe.models.build import build_model
 from mmmoe.models.spec import MoVASpec
@@ -33,6 +34,7 @@ from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.cache import tokenizers_of
 from mmmoe.stages.draw import transforms_of
 from mmmoe.stages.handover import rebuild
+from mmmoe.stages.heartbeat import heartbeat
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.image_routing import LOSSES, built_columns, is_missing, judge_dataset, judge_key
 from mmmoe.stages.judging import Judged, fill
@@ -82,23 +84,28 @@ def route(shards: str, out: Path, words: Sequence[str]) -> None:
     _check_out(opened, out)
     dist.start()
     try:
-        experts, columns = _columns(judges, opened)
-        meant = _meaning(judges, experts, opened)
-        _refuse_other_labels(out, meant)
-        dist.barrier()
-        if dist.rank() == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            _write_json(out / ORDER_FILE, meant)  # before the first shard, so that a stopped labelling is known again
-        dist.barrier()
-        counts, kept = _write(opened, columns, experts, out)
-        if dist.rank() == 0:
-            _write_json(out / ORDER_FILE, meant | {"counts": _by_name(counts, experts)})
-            console.print(labels_table(f"routing labels in {out}", experts, counts))
-            if kept:
-                console.print(f"{kept} of {len(opened.shards)} shards stood there already")
-        dist.barrier()
+        with heartbeat(EngineSpec().deadline_s, f"mmmoe data route {shards} {out} ..."):
+            _label(judges, opened, out)
     finally:
         dist.stop()
+
+
+def _label(judges: Judges, opened: ShardSet, out: Path) -> None:
+    experts, columns = _columns(judges, opened)
+    meant = _meaning(judges, experts, opened)
+    _refuse_other_labels(out, meant)
+    dist.barrier()
+    if dist.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(out / ORDER_FILE, meant)  # before the first shard, so that a stopped labelling is known again
+    dist.barrier()
+    counts, kept = _write(opened, columns, experts, out)
+    if dist.rank() == 0:
+        _write_json(out / ORDER_FILE, meant | {"counts": _by_name(counts, experts)})
+        console.print(labels_table(f"routing labels in {out}", experts, counts))
+        if kept:
+            console.print(f"{kept} of {len(opened.shards)} shards stood there already")
+    dist.barrier()
 
 
 def labels_table(title: str, experts: Sequence[str], counts: Counts) -> Table:

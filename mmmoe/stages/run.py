@@ -33,7 +33,7 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
     if dist.world_size() > 1:
         console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
     try:
-        with heartbeat(spec.engine.deadline_s, folder.path):
+        with heartbeat(spec.engine.deadline_s, f"mmmoe resume {folder.path}"):
             _carry_out(spec, folder, StopRequest(folder.path / STOP_FILE))
     finally:
         dist.stop()

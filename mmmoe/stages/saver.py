@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mmmoe import dist
 from mmmoe.engine import checkpoint
 from mmmoe.engine.checkpoint import Checkpoint
 from mmmoe.engine.expert_groups import ExpertGroups
-from mmmoe.engine.keeper import CheckpointKeeper
+from mmmoe.engine.keeper import SCORES, CheckpointKeeper
 from mmmoe.engine.protocol import Engine
 from mmmoe.log import logger
 from mmmoe.models.weights import base_fingerprint
@@ -22,6 +22,9 @@ from mmmoe.stages.assembly import digests
 from mmmoe.stages.handover import StageModel
 from mmmoe.stages.heritage import Heritage
 from mmmoe.stages.spec import RunSpec, StageSpec
+
+BEST = "best"
+"""Where a stage that keeps its best checkpoint leaves it."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,35 @@ class StageSaver:
                 f"{held.state.step}. Put that back, or delete the folder to train the stage anew"
             )
 
-    def is_due(self, step: int) -> bool:
-        """Says whether the stage asks for a checkpoint after so many steps."""
-        return self._keeper.is_due(step)
+    def is_due(self, step: int, scores: Mapping[str, float]) -> bool:
+        """Says whether the stage asks for a checkpoint after so many steps, and an exam with these scores if any."""
+        return self._keeper.is_due(step, scores)
 
-    def save(self, step: int) -> None:
+    def is_overdue(self) -> bool:
+        """Says whether this process's clock asks for a checkpoint."""
+        return self._keeper.is_overdue()
+
+    def save(self, step: int, scores: Mapping[str, float]) -> None:
         """Writes what trains and its moments; the file work is done beside the training."""
-        self._keeper.save(self._engine, self._state(step))
+        state = self._state(step)
+        if scores:
+            state = replace(state, extra=state.extra | {SCORES: dict(scores)})
+        self._keeper.save(self._engine, state)
 
     def finish(self, step: int) -> None:
-        """Writes `final`: all tensors that this stage and the ones before it trained, without moments."""
+        """Writes `final`: all tensors that this stage and the ones before it trained, without moments.
+
+        Where the best checkpoint is kept, `best` is written before, alike.
+        """
         self._keeper.wait()
         tensors = self._engine.tensors()
         inherited = self._inherited(tensors)
         if dist.rank() == 0:
+            best = self._keeper.best()
+            if best is not None:
+                checkpoint.write_at(self._folder / BEST, best.state, {**inherited, **best.tensors}, {})
+                told = f"{best.state.extra[SCORES]}; it stays in {self._folder / BEST}"
+                logger().info("stage %s: the best checkpoint is that of step %d, %s", self._name, best.state.step, told)
             checkpoint.write_at(self._folder / "final", self._state(step), {**inherited, **tensors}, {})
             shutil.rmtree(self._steps, ignore_errors=True)
         dist.barrier()

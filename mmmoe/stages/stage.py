@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mmmoe import dist
 from mmmoe.engine.build import build_engine
 from mmmoe.engine.expert_groups import make_groups
+from mmmoe.engine.faults import FaultRule, History
 from mmmoe.engine.groups import freeze
 from mmmoe.engine.loop import fit
 from mmmoe.engine.metrics import MetricsFile
@@ -62,11 +63,14 @@ def run_stage(
     if metrics is not None:
         metrics.truncate_after(start)
         folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
-    watch = RouterWatch(stage.name, steps, metrics.read() if metrics is not None else [])
+    rows = metrics.read() if metrics is not None else None
+    watch = RouterWatch(stage.name, steps, rows or [])
+    faults = FaultRule(training.faults, History.of(rows, training.faults))
     exam = None if stage.evaluate is None else LiveExam(run, stage, model, engine, here, in_step=place.size > 1)
     observer = StageObserver(metrics, stage.mixture.sources, saver, watch, place.traffic, exam)
     try:
-        result = fit(engine, source, training, steps, start, observer, stop=stop, title=f"stage {stage.name}")
+        title = f"stage {stage.name}"
+        result = fit(engine, source, training, steps, start, observer, stop=stop, faults=faults, title=title)
         if result.stopped:
             saver.wait()
             raise Stopped(stage.name, result.step)

@@ -5,7 +5,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from mmmoe.data.index import index_path, parse_entry
+from mmmoe.data.index import index_path, parse_entry, read_header
 from mmmoe.data.pack import pack
 from mmmoe.data.shards import ShardSet
 
@@ -44,12 +44,14 @@ def test_webdataset_reads_what_we_write(packed):
 
 
 def test_index_line(packed):
-    lines = index_path(packed / "shard-000000.tar").read_bytes().splitlines()
-    entry = parse_entry(lines[1])
+    tar = packed / "shard-000000.tar"
+    lines = index_path(tar).read_bytes().splitlines()
+    header = read_header(tar, lines[0])
+    entry = parse_entry(lines[1], 1, header)
     assert entry.modalities == ("image", "text")
     assert entry.sizes == ((12, 8),)
     assert entry.tokens > 0
-    assert [parse_entry(line).first["image"] for line in lines[1:]] == [0, 1, 2, 2, 3, 4, 4]
+    assert [parse_entry(line, n, header).first["image"] for n, line in enumerate(lines[1:], 1)] == [0, 1, 2, 2, 3, 4, 4]
 
 
 def test_finished_shards_are_kept_and_broken_ones_made_again(llava, packed):

@@ -5,8 +5,9 @@ import tarfile
 import pytest
 from PIL import Image
 
-from mmmoe.data import index as index_module
+from mmmoe.data import tar_members
 from mmmoe.data.index import index_path
+from mmmoe.data.index_line import signed
 from mmmoe.data.shards import ShardSet
 
 
@@ -82,7 +83,7 @@ def test_links_are_refused(tmp_path):
 
 
 def test_size_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module, "MAX_TEXT_BYTES", 10)
+    monkeypatch.setattr(tar_members, "MAX_TEXT_BYTES", 10)
     write_tar(tmp_path / "a.tar", [("1.json", DIALOGUE)])
     with pytest.raises(ValueError, match="limit of 10"):
         ShardSet(tmp_path)
@@ -92,8 +93,9 @@ def test_index_that_points_beyond_the_tar_is_refused(packed):
     path = index_path(packed / "shard-000000.tar")
     lines = path.read_text().splitlines()
     line = json.loads(lines[1])
+    del line["crc32"]
     line["members"]["json"] = [10**9, 50]
-    path.write_text("\n".join([lines[0], json.dumps(line), *lines[2:]]) + "\n")
+    path.write_text("\n".join([lines[0], signed(line, 1), *lines[2:]]) + "\n")
     with pytest.raises(ValueError, match="cannot hold"):
         ShardSet(packed).record(0)
 

@@ -156,6 +156,9 @@ class Recorder:
     def should_save(self, step: int) -> bool:
         return step in self.save_at
 
+    def is_overdue(self) -> bool:
+        return False
+
     def save(self, step: int) -> None:
         self.saves.append(step)
 
@@ -167,9 +170,9 @@ def toy_training(micro_batch: int = 2, clip: float | None = 0.5, weight_decay: f
     )
 
 
-def toy_engine(spec: EngineSpec, training: TrainingSpec, dropout: float = 0.0) -> Engine:
+def toy_engine(spec: EngineSpec, training: TrainingSpec, dropout: float = 0.0, kind: type[Toy] = Toy) -> Engine:
     torch.manual_seed(3)
-    model = Toy(dropout)
+    model = kind(dropout)
     freeze(model, TRAINS)
     return build_engine(model, spec, training)
 

@@ -84,6 +84,10 @@ class FakeModel(torch.nn.Module):
 
     kinds = ("image",)
     canvas = None
+    max_positions = 10_000
+
+    def positions(self, kind):
+        return 1
 
     def tower_of(self, kind):
         assert kind in self.kinds
@@ -116,6 +120,7 @@ class FakeModel(torch.nn.Module):
         """Says the shade in decimal digits, or the question's first letter where there is no picture."""
         shades = iter([] if features is None else features["image"][:, 0, 0].tolist())
         rows = []
+        assert input_ids_BT.shape[1] <= self.max_positions, "such a prompt would end the exam"
         for ids, mask in zip(input_ids_BT, attention_mask_BT, strict=True):
             assert mask[len(mask) - int(mask.sum()) :].all(), "padding is on the left"
             real = ids[mask].tolist()
@@ -148,6 +153,7 @@ class DrawingModel(FakeModel):
         self.calls.append((steps, guidance, tuple(seeds), None if task_B is None else task_B.tolist()))
         shades = iter([] if features is None else features["image"][:, 0, 0].tolist())
         pictures = []
+        assert input_ids_BT.shape[1] < self.max_positions, "nor would a picture find a beginning"
         for ids, mask, seed in zip(input_ids_BT, attention_mask_BT, seeds, strict=True):
             assert mask[len(mask) - int(mask.sum()) :].all(), "padding is on the left"
             real = ids[mask].tolist()
@@ -241,12 +247,13 @@ class SharedModel(FakeModel):
         return [[*row, EOS, ord("!")] for row in said]
 
 
-def sit_in_step(rank, world, port, spec, folder):
+def sit_in_step(rank, world, port, spec, folder, room=10_000):
     """Evaluates a model that all processes have to run together."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.start(deadline_s=60)
     model = SharedModel()
+    model.max_positions = room
     subject = Subject(model, FakeTemplate(), {"image": FakeTransform()}, torch.device("cpu"), in_step=True)
     evaluate(subject, spec, folder, "trained")
     (folder / f"rank{rank}.txt").write_text(str(model.passes))

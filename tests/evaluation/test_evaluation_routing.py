@@ -78,10 +78,12 @@ def test_random_routings_are_of_one_to_three_and_drawn_by_the_id(questions):
     assert len({question.routing for question in found}) == 7
     alone = [with_routing(routed_subject(), [question], "random")[0] for question in reversed(asked)]
     assert routings(alone) == routings(found)
+    single = with_routing(routed_subject(), asked, "random_one")
+    assert {question.routing for question in single} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
 
 
 def test_a_model_without_experts_is_asked_as_before(benchmark, questions, tmp_path):
-    for mode in ("predicted", "labels", "random", "none", "all", ["near"]):
+    for mode in ("predicted", "labels", "random", "random_one", "none", "all", ["near"]):
         assert with_routing(make_subject(), questions, mode) == questions
     rows = [
         evaluate(make_subject(), spec_of(benchmark, routing=mode), tmp_path / str(mode), "trained")[0]

@@ -54,6 +54,7 @@ def test_rows_and_answer_files(spec, tmp_path):
     assert set(answers[0]) == {
         "id", "image", "question", "answer", "prediction", "correct", "choices", "scores", "domain",
         "video", "speech", "audio", "routing", "drawn", "answers", "score", "parsed", "category", "group", "prompt",
+        "unanswered",
     }  # fmt: skip
     for answer in read_answers(tmp_path / "trained" / "chosen.jsonl"):
         best = max(answer["scores"])

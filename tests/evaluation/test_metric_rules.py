@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import string
+
+import numpy as np
 import pytest
 
 from mmmoe.evaluation.metrics.exact import is_correct, normalise
@@ -105,6 +108,44 @@ def test_spellings_of_vqa_differ_in_possessives():
     assert one("vqa_v2", "Dog's", *["The dog's"] * 10) == 1.0
 
 
+def test_vqa_spells_answers_of_which_all_ten_agree_as_well():
+    """VQA's first script leaves these as they are; EvalAI's processor and lmms-eval, whose scores ours are, do not."""
+    for name in ("vqa", "vqa_v2"):
+        assert one(name, "two dogs", *["The two dogs."] * 10) == 1.0
+        assert one(name, "The 2 dogs!", *["two dogs"] * 10) == 1.0
+        assert one(name, "", *["the"] * 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("red\0", "red"), ("red\0\0.", "red"), ("red\0", "red\0\0"), ("\0red", "red"), ("re\0d", "red"), ("\0", ""),
+        ("\0!\0", ""), ("İ", "i"), ("İ\0", "i"), ("İ\0", "i̇"), ("İ x", "i̇ "), (" red", "red"),
+        ("Straße", "strasse"), ("！", "!"), ("aİb", "ai̇"), ("A-B_c", "abc"),
+    ],
+)  # fmt: skip
+def test_gqa_loose_is_a_comparison_of_numpy_texts(text, answer):
+    """As lmms-eval's exact_match with ignore_case and ignore_punctuation, which makes arrays of both."""
+    table = str.maketrans("", "", string.punctuation)
+    arrays = [np.char.translate(np.char.lower(np.asarray([one_text])), table=table) for one_text in (text, answer)]
+    assert one("gqa_loose", text, answer) == float((arrays[0] == arrays[1])[0])
+
+
+@pytest.mark.parametrize(
+    ("said", "official", "of_mova"),
+    [
+        ("Yes", "yes", "yes"), (" Yes", "yes", "yes"), ("  Yes", None, "no"), ("No", "no", "no"), ("  no", "no", "no"),
+        ("   no", None, "no"), ("y", None, "no"), ("n", None, "no"), ("N.O.", None, "no"), ("Y.e.s.", None, "no"),
+        ("know", "no", "no"), ("noyes", "no", "no"), ("-yes", "yes", "yes"), ("", None, "no"), ("\nno", "no", "no"),
+    ],
+)  # fmt: skip
+def test_mme_looks_at_the_first_four_letters_as_they_are(said, official, of_mova):
+    """MME's script (eval_tool/calculation.py) makes small letters and strips nothing; MoVA's takes all else for no."""
+    for name, want in (("mme", official), ("mme_mova", of_mova)):
+        (verdict,) = METRICS[name].judge([said], [Item("1", ("Yes",))])
+        assert (verdict.parsed, verdict.score) == (want, float(want == "yes"))
+
+
 def test_a_okvqa_leaves_nobody_out_and_spells_nothing():
     assert one("a_okvqa", "Dog", *["dog"] * 10) == 0.0
     assert one("a_okvqa", "dog", *["dog"] * 2, *["cat"] * 8) == pytest.approx(2 / 3)
@@ -138,4 +179,29 @@ def test_mean_f1_of_popes_splits():
 )
 def test_tokens_are_those_of_the_stanford_tokenizer(text, want):
     """What stanford-corenlp 3.4.1 (in pycocoevalcap 1.2) gives for these texts."""
-    assert tokens(text) == want
+    assert tokens([text]) == [want]
+
+
+@pytest.mark.parametrize(
+    ("captions", "want"),
+    [
+        (["plan B.", "Then a dog"], ["plan b", "then a dog"]),
+        (["plan B.", "then a dog"], ["plan b.", "then a dog"]),
+        (["plan B.", "Two dogs"], ["plan b.", "two dogs"]),
+        (["plan B.", "Then, a dog"], ["plan b.", "then a dog"]),
+        (["plan B.", "Mr. Smith"], ["plan b", "mr. smith"]),
+        (["plan B.", "Then"], ["plan b.", "then"]),  # nothing is behind the last word of a file
+        (["plan B.", "Then", "x"], ["plan b", "then", "x"]),
+        (["plan B.", "", "The cat"], ["plan b", "", "the cat"]),
+        (["plan B."], ["plan b."]),
+        (["fig.", "5 dogs"], ["fig.", "5 dogs"]),
+        (["the dog., no. 5.; x."], ["the dog. no. 5. x."]),
+        (["fig.", "five dogs"], ["fig", "five dogs"]),
+        (["two\nlines", "one"], ["two lines", "one"]),
+        ([], []),
+        ([""], [""]),
+    ],
+)
+def test_a_lone_letters_period_depends_on_the_next_caption(captions, want):
+    """What stanford-corenlp 3.4.1 gives for a file of these lines."""
+    assert tokens(captions) == want

@@ -14,6 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 from mmmoe.models.build import build_tower
 from mmmoe.models.towers.spec import OpenCLIPTower
+from mmmoe.models.weights import weight_problems
 
 TINY = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "head_width": 8, "layers": 3}}
 TEXT = {"context_length": 4, "vocab_size": 9, "width": 8, "heads": 2, "layers": 1}
@@ -43,7 +44,9 @@ def saved(path, config, seed=0):
 
 def test_positions_are_interpolated_as_transformers_does(tmp_path):
     visual = saved(tmp_path / "clip.pt", TINY)
-    spec = OpenCLIPTower(name="tiny", config=TINY, path=str(tmp_path / "clip.pt"), image_size=64, layer=-1)
+    spec = OpenCLIPTower(
+        name="tiny", config=TINY, path=str(tmp_path / "clip.pt"), allow_pickle=True, image_size=64, layer=-1
+    )
     tower = build_tower(spec)
     assert (tower.image_size, tower.grid, tower.num_tokens) == (64, (8, 8), 64)
     sizes = CLIPVisionConfig(hidden_size=16, num_attention_heads=2, image_size=32, patch_size=8)
@@ -68,7 +71,7 @@ def test_positions_are_interpolated_as_transformers_does(tmp_path):
 
 def test_a_table_of_the_right_size_stays_to_the_bit(tmp_path):
     visual = saved(tmp_path / "clip.pt", TINY)
-    plain = OpenCLIPTower(name="tiny", config=TINY, path=str(tmp_path / "clip.pt"))
+    plain = OpenCLIPTower(name="tiny", config=TINY, path=str(tmp_path / "clip.pt"), allow_pickle=True)
     for spec in (plain, plain.model_copy(update={"image_size": 32})):
         assert torch.equal(build_tower(spec).visual.positional_embedding, visual.positional_embedding)
 
@@ -79,7 +82,7 @@ def test_a_trunk_of_timm_gives_its_normalised_patch_tokens(size, tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(BIOMED))
     spec = OpenCLIPTower(
         name="small biomed", config=str(tmp_path / "open_clip_config.json"), path=str(tmp_path / "clip.pt"),
-        layer=-1, norm=True, image_size=None if size == 224 else size,
+        allow_pickle=True, layer=-1, norm=True, image_size=None if size == 224 else size,
     )  # fmt: skip
     tower = build_tower(spec)
     side = size // 16
@@ -109,7 +112,7 @@ def test_a_built_in_name_may_have_a_trunk_of_timm():
 
 def test_keys_tell_sizes_norms_and_colours_apart(tmp_path):
     saved(tmp_path / "clip.pt", TINY)
-    plain = OpenCLIPTower(name="tiny", config=TINY, path=str(tmp_path / "clip.pt"))
+    plain = OpenCLIPTower(name="tiny", config=TINY, path=str(tmp_path / "clip.pt"), allow_pickle=True)
     grey = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}
     changes = [{}, {"image_size": 64}, {"norm": True}, {"layer": -1}, {"config": grey}]
     assert len({build_tower(plain.model_copy(update=change)).key for change in changes}) == 5
@@ -124,7 +127,11 @@ def test_refusals(tmp_path):
     told = {
         "image_size is 60, no multiple of tiny's patch of 8": {"config": TINY, "image_size": 60},
         "no multiple of tiny's patch of 16": {"config": BIOMED, "image_size": 60},
-        "does not fit the declared architecture: 12 tensors": {"config": deeper, "path": str(tmp_path / "clip.pt")},
+        "does not fit the declared architecture: 12 tensors": {
+            "config": deeper,
+            "path": str(tmp_path / "clip.pt"),
+            "allow_pickle": True,
+        },
         "which timm would download": {"config": remote},
         "resnet10t is no vision transformer": {"config": flat},
         "tower.config no/such.json does not exist": {"config": "no/such.json"},
@@ -134,3 +141,20 @@ def test_refusals(tmp_path):
     for said, fields in told.items():
         with pytest.raises(ValueError, match=said):
             build_tower(OpenCLIPTower(**({"name": "tiny", "path": None} | fields)))
+
+
+class _Runs:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_a_pickle_is_read_only_where_it_is_allowed_and_runs_nothing(tmp_path, capsys):
+    saved(tmp_path / "clip.pt", TINY)
+    plain = OpenCLIPTower(name="tiny", config=TINY, path=str(tmp_path / "clip.pt"))
+    with pytest.raises(ValueError, match=r"tower\.path .*clip\.pt is a pickle.*allow_pickle: true"):
+        build_tower(plain)
+    assert [text for text in weight_problems(plain) if "is a pickle" in text]
+    torch.save({"visual.x": _Runs()}, tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match="holds no plain tensors"):
+        build_tower(plain.model_copy(update={"allow_pickle": True}))
+    assert "code ran" not in capsys.readouterr().out

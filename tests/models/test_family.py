@@ -9,6 +9,7 @@ import torch
 from models_toy import toy_batch, toy_model, toy_mole
 
 from mmmoe.config.ids import IMAGE_ID
+from mmmoe.evaluation.sequences import Row, length_of
 from mmmoe.models.lora.routing import recording
 
 
@@ -156,6 +157,16 @@ def test_a_copy_has_a_tape_of_its_own():
         twin(**batch)
     assert rows == [{}]
     assert torch.equal(twin(**batch).nll_B, model(**batch).nll_B)
+
+
+def test_positions_tell_how_long_a_prompt_becomes():
+    """An exam asks before it splices, so that one long question ends nothing."""
+    ids, mask = left_padded(toy_batch())
+    model = toy_model()
+    spliced = model._splice(ids, mask, None, toy_batch()["media"], None, left=True)
+    rows = [Row(0, row[own].tolist(), [], {}, {}) for row, own in zip(ids, mask.bool(), strict=True)]
+    assert [length_of(row, model.positions) for row in rows] == spliced.mask_BT.sum(1).tolist()
+    assert int(spliced.mask_BT.sum(1).max()) == 17
 
 
 def test_prompts_that_do_not_fit_are_refused():

@@ -83,7 +83,7 @@ def test_open_clip_takes_the_hidden_layer_before_the_last_norm(layer, tmp_path):
     clip = open_clip.create_model(SMALL, pretrained=None, load_weights=False)
     path = tmp_path / "clip.pt"
     torch.save({"state_dict": {f"module.{name}": t for name, t in clip.state_dict().items()}}, path)
-    tower = build_tower(OpenCLIPTower(name=SMALL, path=str(path), layer=layer))
+    tower = build_tower(OpenCLIPTower(name=SMALL, path=str(path), allow_pickle=True, layer=layer))
     pixels = torch.randn(2, 3, tower.image_size, tower.image_size)
     with torch.no_grad():
         features = tower(pixels)
@@ -103,7 +103,7 @@ def test_open_clip_refusals(tmp_path):
         build_tower(OpenCLIPTower(name=SMALL, path=None, layer=40))
     torch.save({"text.weight": torch.zeros(1)}, tmp_path / "text.pt")
     with pytest.raises(ValueError, match=r"no tensor named visual"):
-        build_tower(OpenCLIPTower(name=SMALL, path=str(tmp_path / "text.pt")))
+        build_tower(OpenCLIPTower(name=SMALL, path=str(tmp_path / "text.pt"), allow_pickle=True))
 
 
 def test_key_tells_weights_apart(tmp_path):
@@ -112,5 +112,8 @@ def test_key_tells_weights_apart(tmp_path):
         torch.manual_seed(seed)
         path = tmp_path / f"{seed}.pt"
         torch.save(open_clip.create_model(SMALL, pretrained=None, load_weights=False).state_dict(), path)
-        keys |= {build_tower(OpenCLIPTower(name=SMALL, path=str(path), layer=layer)).key for layer in (-1, -2)}
+        keys |= {
+            build_tower(OpenCLIPTower(name=SMALL, path=str(path), allow_pickle=True, layer=layer)).key
+            for layer in (-1, -2)
+        }
     assert len(keys) == 4

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmmoe.cli import app, guarded
+from mmmoe.cli import app
+from mmmoe.cli_errors import guarded
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -12,11 +12,11 @@ from expert_project import make_expert_project
 from small_project import losses, start
 from torch import nn
 
-from mmmoe.cli import USER_MISTAKE
 from mmmoe.engine.checkpoint import read
 from mmmoe.models.lora.layer import LoRALinear
 from mmmoe.models.moe.layer import SparseFFN
 from mmmoe.stages.handover import rebuild
+from mmmoe.stages.status import USER_MISTAKE
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import yaml
 from expert_project import MOE, make_expert_project
 from small_project import start
 
-from mmmoe.cli import USER_MISTAKE
 from mmmoe.engine.checkpoint import read
 from mmmoe.stages.handover import rebuild, tensors_of
+from mmmoe.stages.status import USER_MISTAKE
 
 pytestmark = pytest.mark.slow
 

@@ -8,12 +8,12 @@ import socket
 
 import yaml
 
-from mmmoe.cli import NO_ROOM, USER_MISTAKE
 from mmmoe.config.load import load
 from mmmoe.data.shards import ShardSet
 from mmmoe.engine import checkpoint
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec
+from mmmoe.stages.status import NO_ROOM, USER_MISTAKE
 
 
 def edit(path, change):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 from mmmoe import dist, log
 from mmmoe.stages.heartbeat import heartbeat
@@ -12,7 +11,7 @@ from mmmoe.stages.heartbeat import heartbeat
 
 def main(deadline_s: float, how: str) -> None:
     dist.start()
-    with heartbeat(deadline_s, Path("runs/toy")):
+    with heartbeat(deadline_s, "mmmoe resume runs/toy"):
         log.enter("stage mole")
         log.reach(7)
         dist.barrier()

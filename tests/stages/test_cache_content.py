@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from budget_toy import STAGE, Model, fill, run_of, sources_of, write_shards
 
-from mmmoe.cli import app, guarded
+from mmmoe.cli import app
+from mmmoe.cli_errors import guarded
 from mmmoe.data.feature_folders import ABOUT
 from mmmoe.stages.cache_content import content_of
 from mmmoe.stages.feature_budget import make_room

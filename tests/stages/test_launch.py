@@ -64,3 +64,42 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path):
         with pytest.raises(ValueError, match="is taken"):
             module.launch(spec, [], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_node_starts_its_share_of_a_run(monkeypatch, tmp_path):
+    started = []
+    real = subprocess.Popen
+
+    def popen(command, env, **options):
+        started.append(env)
+        return real([sys.executable, "-c", ""], env=env, **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", popen)
+    team = module.Team(first=4, size=2, world=6, address="10.0.0.1", port=29500)
+    assert module.launch(EngineSpec(kind="local"), [], tmp_path / "logs", team) == 0
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [tuple(env[name] for name in names) for env in started] == [
+        ("4", "0", "6", "10.0.0.1", "29500"),
+        ("5", "1", "6", "10.0.0.1", "29500"),
+    ]
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["rank4.log", "rank5.log"]
+
+
+def test_a_request_to_stop_is_no_failure_that_a_restart_could_mend(world, monkeypatch):
+    import os
+    import signal
+    import threading
+
+    threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    assert world("import time; time.sleep(60)") == 75
+
+
+def test_others_that_were_asked_to_stop_do_not_hide_the_one_that_died(world, monkeypatch):
+    monkeypatch.setattr(module, "GRACE_S", 8.0)
+    script = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(60)"
+    )
+    assert world(script) == 128 + 9

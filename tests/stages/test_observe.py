@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import torch
 
@@ -71,3 +72,53 @@ def test_an_alarm_stands_in_the_line_that_raised_it_and_nowhere_else(tmp_path):
     kinds = [(alarm["kind"], alarm["router"], alarm["experts"]) for alarm in rows[49]["alarms"]]
     dead = [("dead", "layer 1", [expert]) for expert in (0, 2, 3)]
     assert kinds == [*dead, ("collapsed", "layer 1", [1])]
+
+
+class Saver:
+    """Notes what it is asked to save."""
+
+    def __init__(self):
+        self.saved = []
+
+    def is_due(self, step, scores):
+        return bool(scores)
+
+    def save(self, step, scores):
+        self.saved.append((step, scores))
+
+
+class Exam:
+    def is_due(self, step):
+        return step == 2
+
+    def sit(self, step):
+        return {"evaluation": {"shape": 0.5}, "evaluation_seconds": 1.0}
+
+
+def test_a_skipped_step_says_why_and_tells_nothing_of_the_model(tmp_path):
+    watched = observer(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        watched.on_batch(batch(), output([6, 4], [1, 2, 3, 4]))
+        told = {"loss": float("nan"), "grad_norm": float("nan"), "skipped": "loss is not finite"} if step == 1 else {}
+        watched.on_step(replace(record(step), **told))
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (first["step"], first["loss"], first["grad_norm"]) == (1, None, None)
+    assert (first["skipped"], first["lr"], first["samples"]) == ("loss is not finite", [0.1], 4)
+    assert not {"losses", "load", "balance"} & first.keys()
+    # What the skipped step's batches told is no part of the next line.
+    assert second["load"]["a"]["text"]["0"] == [6, 4]
+    assert "skipped" not in second
+
+
+def test_a_checkpoint_has_the_scores_of_the_exam_after_its_own_step(tmp_path):
+    sources = [SourceSpec(name=name, shards=name, domain=name) for name in "ab"]
+    saver = Saver()
+    watched = StageObserver(None, sources, saver, RouterWatch("mole", 60), None, Exam())
+    due = []
+    for step in (1, 2, 3):
+        watched.on_batch(batch(), output([6, 4], [1, 2, 3, 4]))
+        watched.on_step(record(step))
+        due.append(watched.should_save(step))
+        watched.save(step)
+    assert due == [False, True, False]
+    assert saver.saved == [(1, {}), (2, {"shape": 0.5}), (3, {})]

@@ -71,3 +71,17 @@ def test_experts_that_see_images_are_not_shared_out():
     spec = load(project_root() / "configs/mova_tiny.yaml", RunSpec, ["engine.ep_size=2"])
     told = [problem for problem in problems(spec) if problem.startswith("engine.ep_size")]
     assert any("mova those without an image have no routing pass; use ep_size 1" in problem for problem in told)
+
+
+def test_the_best_checkpoint_needs_an_exam_that_asks_for_it():
+    overrides = [
+        "stages.align.training.checkpoint.keep_best=shape",
+        "stages.mole.training.checkpoint.keep_best=shades",
+        "stages.mole.evaluate={every: 10}",
+        "stages.mole.reuse=true",
+    ]
+    spec = load(project_root() / "configs/llava_mole_tiny.yaml", RunSpec, overrides)
+    align, unasked, reused = [line for line in problems(spec) if "keep_best" in line]
+    assert align.startswith("stages.align.training.checkpoint.keep_best: nothing asks 'shape' while the stage trains")
+    assert "'shades' is not asked while the stage trains; its `evaluate` asks " in unasked
+    assert "set reuse to false" in reused

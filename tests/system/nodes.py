@@ -50,17 +50,17 @@ class Node:
         """The pid, outside, of its first process."""
         return psutil.Process(self.holder.pid).children()[0].pid
 
-    def command(self, command: Sequence[object]) -> list[str]:
-        """Returns a command as it is run on this node."""
-        return ["nsenter", "--target", str(self.pid), *NAMESPACES, f"--wd={Path.cwd()}", "--", *map(str, command)]
+    def command(self, command: Sequence[object], folder: Path = Path("/")) -> list[str]:
+        """Returns a command as it is run on this node, in a folder."""
+        return ["nsenter", "--target", str(self.pid), *NAMESPACES, f"--wd={folder}", "--", *map(str, command)]
 
     def start(
         self, command: Sequence[object], output: Path, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Starts a command on this node; what it says goes to a file."""
+        """Starts a command on this node; what it says goes to a file, in whose folder it runs."""
         with output.open("ab") as file:
             env = {**os.environ, **(environment or {})}
-            return subprocess.Popen(self.command(command), stdout=file, stderr=file, env=env)
+            return subprocess.Popen(self.command(command, output.parent), stdout=file, stderr=file, env=env)
 
     def cut(self) -> None:
         """Pulls the cable: nothing comes or goes, and nobody is told."""

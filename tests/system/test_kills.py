@@ -11,6 +11,7 @@ DEEPSPEED = "engine.kind=deepspeed"
 LOCAL = "engine.kind=local"
 NO_DROPOUT = ("stages.mole.adapters.0.dropout=0", "stages.mole.adapters.1.dropout=0")
 
+
 @pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.long)])
 def test_run_killed_at_random_moments_equals_one_that_was_not_bit_for_bit(project, warm, tmp_path, kills):
     whole, run = tmp_path / "whole/runs/small", tmp_path / "killed/runs/small"

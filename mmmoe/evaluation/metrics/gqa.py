@@ -15,8 +15,11 @@ def prepared(text: str) -> str:
 
 
 def loose(text: str) -> str:
-    """Returns an answer as lmms-eval compares it: in lower case, ASCII punctuation deleted, nothing else."""
-    return text.lower().translate(_DELETE)
+    """Returns an answer as lmms-eval compares it: in lower case, ASCII punctuation deleted.
+
+    Its numpy arrays drop NUL characters at the end, and cut what is longer in lower case than it was (U+0130).
+    """
+    return text.rstrip("\0").lower()[: len(text)].translate(_DELETE).rstrip("\0")
 
 
 def _gqa(prediction: str, item: Item) -> Verdict:

@@ -50,7 +50,7 @@ class Pope:
 
     def counts(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> Counts:
         """Returns how many are true and false, yes and no, in all and by category."""
-        cells = [_cell(verdict) for verdict in verdicts]
+        cells = [_cell(verdict, item) for verdict, item in zip(verdicts, items, strict=True)]
         columns = {name: [float(cell == name) for cell in cells] for name in CELLS}
         return grouped(items, columns | by_category(items, columns))
 
@@ -70,7 +70,9 @@ def _verdict(said: bool, right: bool) -> Verdict:
     return Verdict(float(said == right), "yes" if said else "no")
 
 
-def _cell(verdict: Verdict) -> str:
+def _cell(verdict: Verdict, item: Item) -> str:
+    if verdict.parsed is None:  # it could not be asked, and is wrong whatever would have been right
+        return "fn" if is_yes(item.answers[0]) else "fp"
     truth = "t" if verdict.score else "f"
     return truth + ("p" if verdict.parsed == "yes" else "n")
 

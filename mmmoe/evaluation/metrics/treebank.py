@@ -1,14 +1,14 @@
 """Tokens of captions, near to the Stanford Penn Treebank tokenizer that caption scores are defined on.
 
 Words in lower case, punctuation dropped. It covers what captions are made of: contractions, abbreviations, numbers,
-hyphens, brackets, quotes, money, ends of sentences. Not covered are entities, smileys and mark-up. The original reads a
-whole file: whether the period of a caption that ends in a lone letter is its own token depends there on the caption
-behind it; here it always is.
+hyphens, brackets, quotes, money, ends of sentences. Not covered are entities, smileys and mark-up. As in the original,
+captions are read as the lines of one text: what a period is may depend on how the next caption begins.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 DROPPED = frozenset({"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"})
 """What pycocoevalcap drops. Its list has round and curly brackets in capitals, so those of small letters stay."""
@@ -27,8 +27,11 @@ _SHORT = """
     Rep Rev Sen Sep Sept Sgt Sq Sr St Thu Thurs Tue Tues Univ Vs Wed Wm
 """
 """Abbreviations, which keep their period."""
-_OPENERS = "The A An Some Then He She It They There This That These In At But One Many Her If"
-"""Words after which a lone letter's period was the end of a sentence."""
+_OPENERS = r"""
+    About According Additionally After An A As At But Earlier He Her Here However If In It Last Many More Mr\. Ms\. Now
+    Once One Other Our She Since So Some Such That The Their Then There These They This We When While What Yet You
+"""
+"""Words before which, with blanks on both sides, a lone letter's period was the end of a sentence."""
 _KEPT = "|".join(f"[{word[0]}{word[0].lower()}]{word[1:]}" for word in _SHORT.split())
 _NUMBER = r"(?:\d+(?:[.,:/-]\d+)*|\.\d+)"
 _WORD = r"[^\W_]+(?:[-_.&/][^\W_]+|'(?!(?i:s|m|d|re|ve|ll|t)\b)[^\W\d_]+)*"
@@ -38,7 +41,8 @@ _TOKEN = re.compile(
   | (?:{_KEPT})\.(?!\w)                                    # abbreviations
   | (?:no|nos|ca|fig|op|pp|No|Nos|Ca|Fig|Op|Pp)\.(?=\s?\d)
   | [A-Za-z]{{1,2}}(?:\.[A-Za-z])+\.(?!\w)                       # letters with periods
-  | [A-Za-z]\.(?:(?=\.)|(?!\s*$|\s+(?:{"|".join(_OPENERS.split())})\b|\w))
+  | [A-Za-z]\.(?!\s+(?:{"|".join(_OPENERS.split())})\s|\w)
+  | [^\W_]+(?:[&-][^\W_]+)*\.(?=[,;:])                     # a period amid a sentence is an abbreviation's
   | '(?:\d\ds?|n'|tis\b|twas\b)                            # the '90s, rock 'n' roll
   | '(?i:s|m|d|re|ve|ll)\b | (?i:n't)\b                          # the second half of contractions
   | \d+[ ]\d/\d+                                           # five and a half is one token
@@ -47,16 +51,21 @@ _TOKEN = re.compile(
   | [#@](?=[A-Za-z])\w+ | C\+\+ | C\#
   | [A-Za-z]+(?=(?i:n't)\b)                                     # their first half
   | [Yy]'all\b | {_WORD}
-  | [?!]+ | \#+ | \*+ | \.+ | -+ | _+ | '+ | \S
+  | [?!]+ | \#+ | \*+ | \.+ | -+ | _+ | '+ | \S | \n
     """,
     re.VERBOSE,
 )
 
 
-def tokens(text: str) -> str:
-    """Returns a caption's tokens, parted by spaces."""
-    found = (_written(token) for token in _TOKEN.findall(text.translate(_LETTERS)))
-    return " ".join(token for token in found if token and token not in DROPPED)
+def tokens(captions: Sequence[str]) -> list[str]:
+    """Returns the tokens of each caption, parted by spaces; the captions stand one behind the other in a file."""
+    lines: list[list[str]] = [[]]
+    for token in _TOKEN.findall("\n".join(" ".join(text.splitlines()) for text in captions).translate(_LETTERS)):
+        if token == "\n":
+            lines.append([])
+        elif (written := _written(token)) and written not in DROPPED:
+            lines[-1].append(written)
+    return [" ".join(line) for line in lines][: len(captions)]
 
 
 def _written(token: str) -> str:

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers  # its classes and those of transformers are loaded at their first use: most runs draw nothing
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+import transformers
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from mmmoe.models.image_decoder.sampling import scheduler_knows
 from mmmoe.models.image_decoder.spec import ImageDecoderSpec
 from mmmoe.paths import resolve
 
-NETWORKS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 WEIGHTS = "diffusion_pytorch_model"
 """How the weights of a network are called in its folder; variants (fp16, non_ema) have further parts in their names."""
 MORE_INPUTS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
@@ -120,8 +120,8 @@ def empty_prompt(spec: ImageDecoderSpec) -> Tensor | None:
     folder = resolve(spec.path)
     if not (folder / "tokenizer").is_dir() or not any((folder / "text_encoder").glob("*.safetensors")):
         return None
-    tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder: Any = CLIPTextModel.from_pretrained(
+    tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    encoder: Any = transformers.CLIPTextModel.from_pretrained(
         folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
     )
     ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
@@ -151,18 +151,22 @@ def widened(convolution: nn.Conv2d, extra: int) -> nn.Conv2d:
 def _fields(spec: ImageDecoderSpec, part: str) -> dict[str, Any]:
     """Returns the configuration of the U-Net or the VAE: as declared, or as its folder has it."""
     declared: dict[str, Any] | None = getattr(spec, part)
-    known = inspect.signature(NETWORKS[part]).parameters
+    known = inspect.signature(_class(part)).parameters
     if declared is None:
         found = _read(resolve(spec.path or "") / part / "config.json")
         return {name: value for name, value in found.items() if name in known}
     unknown = sorted(set(declared) - set(known))
     if unknown:
-        raise ValueError(f"image_decoder.{part} has fields that {NETWORKS[part].__name__} does not know: {unknown}")
+        raise ValueError(f"image_decoder.{part} has fields that {CLASSES[part]} does not know: {unknown}")
     return declared
 
 
+def _class(part: str) -> Any:
+    return getattr(diffusers, CLASSES[part])
+
+
 def _network(spec: ImageDecoderSpec, part: str, fields: dict[str, Any], meta: bool) -> Any:
-    model_class = NETWORKS[part]
+    model_class = _class(part)
     if spec.path is None or meta:
         try:
             return model_class(**fields)
@@ -208,7 +212,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _defaults(part: str) -> dict[str, Any]:
-    return {name: field.default for name, field in inspect.signature(NETWORKS[part]).parameters.items()}
+    return {name: field.default for name, field in inspect.signature(_class(part)).parameters.items()}
 
 
 def _plain(value: Any) -> Any:

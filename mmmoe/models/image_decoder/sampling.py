@@ -6,9 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import diffusers
+import diffusers  # its classes are loaded at their first use: most runs draw nothing
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -32,7 +31,7 @@ def noise_schedule(fields: dict[str, Any], where: str) -> Any:
         ValueError: They make no schedule, or one that cannot be learned.
     """
     try:
-        schedule = _made(DDPMScheduler, fields)
+        schedule = _made(diffusers.DDPMScheduler, fields)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(f"{where} makes no schedule: {error}") from error
     kind = schedule.config.prediction_type
@@ -55,7 +54,7 @@ def sampler_of(name: str, fields: dict[str, Any]) -> Any:
     if name not in installed():
         raise ValueError(f"sampler {name!r} is none of {', '.join(installed())}")
     scheduler_class = getattr(diffusers, name)
-    trained = _made(DDPMScheduler, fields).config
+    trained = _made(diffusers.DDPMScheduler, fields).config
     lost = [key for key in SCHEDULE if trained[key] and key not in inspect.signature(scheduler_class).parameters]
     if lost:
         raise ValueError(f"sampler {name!r} knows no {', '.join(lost)}, by which the noise is added in training")
@@ -82,7 +81,7 @@ def samplers(fields: dict[str, Any]) -> list[str]:
 
 def installed() -> list[str]:
     """Returns the schedulers that are said to fit a schedule of noise and whose packages are installed."""
-    names = {DDPMScheduler.__name__, *DDPMScheduler._compatibles} - {UNSEEDED}
+    names = {diffusers.DDPMScheduler.__name__, *diffusers.DDPMScheduler._compatibles} - {UNSEEDED}
     return sorted(name for name in names if not hasattr(getattr(diffusers, name, None), MISSING))
 
 
@@ -140,7 +139,7 @@ def trial(name: str, fields: dict[str, Any]) -> Tensor:
     """Returns what a sampler draws if the network always knows that the picture is TRUTH throughout."""
     # Models are built on the meta device and under a seed: neither may notice.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        scheduler, schedule = sampler_of(name, fields), _made(DDPMScheduler, fields)
+        scheduler, schedule = sampler_of(name, fields), _made(diffusers.DDPMScheduler, fields)
         kept_T, kind = schedule.alphas_cumprod, schedule.config.prediction_type
 
         def predict(noisy_ICHW: Tensor, step: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ class CLIPTower(ImageTower):
         weights = "none"
         if spec.path is not None and not meta:
             path = resolve(spec.path)
-            self.visual.load_state_dict(fitted(read_visual(path, spec.name), self.visual, self.grid, path))
+            state = read_visual(path, spec.name, allow_pickle=spec.allow_pickle)
+            self.visual.load_state_dict(fitted(state, self.visual, self.grid, path))
             weights = file_digest(path)
         size = f"-{self.image_size}px" if spec.image_size is not None else ""
         # A name that is not built in does not tell the colours.

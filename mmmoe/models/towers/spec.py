@@ -19,6 +19,9 @@ class OpenCLIPTower(Spec):
     """An architecture that is not built in: a local open_clip_config.json, or its fields embed_dim and vision_cfg."""
     path: str | None
     """Local checkpoint file; null means random weights, which only tests want."""
+    allow_pickle: bool = False
+    """Read a checkpoint that is no safetensors file (.pt, .bin), by torch's reader of plain tensors; one that comes
+    from somebody you do not trust is better saved as safetensors elsewhere."""
     image_size: int | None = Field(default=None, ge=1)
     """Side of the square input where it is not the architecture's own; the table of positions is interpolated."""
     layer: int = -2

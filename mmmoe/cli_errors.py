@@ -1,0 +1,75 @@
+"""What a command that fails says, and the exit status that it ends with."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from contextlib import suppress
+
+from mmmoe import dist
+from mmmoe.conceal import conceal
+from mmmoe.engine.memory import MemoryFullError, is_out_of_memory
+from mmmoe.log import console, place
+from mmmoe.stages.status import DIVERGED, LOST_PEER, NO_MEMORY, NO_ROOM, STOPPED, USER_MISTAKE
+
+_CURES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+    errno.EROFS: "have the disk mounted so that it can be written",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+}
+"""What to do about a place that cannot be written, by the system's number of the error."""
+
+
+def guarded(call: Callable[[], None]) -> int:
+    """Makes the call; returns the exit status of the mistake it met, after telling it."""
+    from mmmoe.stages.ledger import Stopped
+
+    try:
+        call()
+    except ValueError as error:
+        _tell(str(error))
+        return USER_MISTAKE
+    except FloatingPointError as error:
+        _tell(str(error))
+        return DIVERGED
+    except Stopped as stopped:
+        _tell(str(stopped))
+        return STOPPED
+    except OSError as error:
+        cure = _CURES.get(error.errno or 0)
+        if cure is None:
+            _tell(str(error))
+            return USER_MISTAKE
+        where = f"{error.filename}: " if error.filename else ""
+        _tell(f"{where}{error.strerror}; what was saved before is intact: {cure}, then resume")
+        return NO_ROOM
+    except MemoryError as error:
+        return _tell_memory(error)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return _tell_memory(error)
+        if dist.world_size() == 1 or not dist.lost_peer(error):
+            raise
+        _tell(
+            f"another process of this run stopped, or did not come to where this one waits ({place()}); its message "
+            f"says why, and what was saved is intact ({str(error).splitlines()[0]})"
+        )
+        return LOST_PEER
+    return 0
+
+
+def _tell_memory(error: BaseException) -> int:
+    told = str(error)
+    if not isinstance(error, MemoryFullError):
+        told = f"out of memory: {told.strip()}\n`mmmoe plan` shows what takes the memory"
+    _tell(told)
+    return NO_MEMORY
+
+
+def _tell(text: str) -> None:
+    prefix = "" if dist.world_size() == 1 else f"{dist.who()}: "
+    with suppress(OSError):  # the log may be on the disk that is full
+        console.print(f"[bold red]error[/bold red]: {prefix}", end="")
+        console.print(conceal(text), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,64 @@
+"""What is told when a run goes on: stages, step, number of processes, and what overrides changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmmoe.config.load import load
+from mmmoe.paths import project_root
+from mmmoe.stages.found import changes, tell_found
+from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.spec import RunSpec
+
+
+@pytest.fixture
+def folder(tmp_path):
+    spec = load(project_root() / "configs/llava_mole_tiny.yaml", RunSpec)
+    return RunFolder.create(spec, tmp_path / "run")
+
+
+def told(folder, world=1, overrides=()):
+    return list(tell_found(folder, folder.spec(list(overrides)), world))
+
+
+def test_a_run_that_has_done_nothing(folder):
+    names = [stage.name for stage in folder.spec().stages]
+    assert told(folder) == [
+        f"{folder.path}: done: nothing; to do: {', '.join(names)}",
+        f"goes on in stage {names[0]} from its start: it has no checkpoint",
+    ]
+
+
+def test_the_step_of_the_newest_checkpoint_and_the_processes_are_told(folder):
+    first, second = (stage.name for stage in folder.spec().stages[:2])
+    folder.record("stage_done", stage=first)
+    folder.record("stage_started", stage=second, step=0, steps=60, world=2)
+    for step in (20, 40):
+        (folder.stage(second) / f"checkpoints/step_{step:06d}").mkdir(parents=True)
+    lines = told(folder, world=1)
+    assert f"done: {first}; to do: {second}" in lines[0]
+    assert lines[1] == f"goes on in stage {second} after step 40 of 60, its newest checkpoint"
+    assert lines[2].startswith("2 processes before, 1 now")
+    assert len(told(folder, world=2)) == len(told(folder, world=None)) == 2
+
+
+def test_a_run_whose_stages_are_all_done(folder):
+    for stage in folder.spec().stages:
+        folder.record("stage_done", stage=stage.name)
+    assert told(folder) == [
+        f"{folder.path}: done: {', '.join(s.name for s in folder.spec().stages)}; to do: evaluation and report"
+    ]
+
+
+def test_what_overrides_change_is_told_by_name(folder):
+    name = folder.spec().stages[0].name
+    lines = told(folder, overrides=[f"stages.{name}.training.batch=4096", "engine.kind=local"])
+    assert any(line.startswith(f"changed: stages.{name}.training.batch: ") for line in lines)
+    assert any(line.startswith("changed: engine.kind: ") and line.endswith("-> local") for line in lines)
+    assert sum(line.startswith("changed") for line in lines) == 2
+
+
+def test_lists_of_another_length_are_told_whole():
+    assert list(changes({"a": [1, 2]}, {"a": [1]})) == ["changed: a: [1, 2] -> [1]"]
+    assert list(changes({"a": None}, {"a": {"b": 1}})) == ["changed: a: None -> {'b': 1}"]
+    assert list(changes({"a": [1, 2]}, {"a": [1, 2]})) == []

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lmms bench gpu kernels docs clean
+.PHONY: demo test survive check lmms bench gpu kernels docs clean
 
 demo: .venv/installed  ## train, evaluate and report the tiny LLaVA-MoLE on real data
 	$(BIN)/python data/prepare_demo.py
@@ -10,6 +10,9 @@ demo: .venv/installed  ## train, evaluate and report the tiny LLaVA-MoLE on real
 
 test: .venv/installed  ## the whole test suite, slow tier included; a file's tests stay in one process
 	$(BIN)/pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
+
+survive: .venv/installed  ## kill a small run at thirty random moments, and whatever else of survival takes many minutes
+	$(BIN)/pytest tests/system -m long --numprocesses 0
 
 check: .venv/installed  ## style, types, floors, the house rules, and known weaknesses of what is installed
 	$(BIN)/ruff check .

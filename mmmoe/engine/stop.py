@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -25,6 +27,20 @@ class StopRequest:
     def request(self) -> None:
         """Asks from within the process."""
         self._requested = True
+
+    @contextmanager
+    def at_once(self, error: Exception) -> Iterator[None]:
+        """Raises `error` as soon as a request comes, or if one is there: for work that keeps what it has as it goes."""
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            raise error
+
+        if self.requested:
+            raise error
+        with self:
+            if self._before is not None:
+                signal.signal(signal.SIGTERM, leave)
+            yield
 
     def __enter__(self) -> StopRequest:
         # Python takes signals in the main thread alone; elsewhere the trigger file still works.

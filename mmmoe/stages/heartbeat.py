@@ -36,7 +36,8 @@ def heartbeat(deadline_s: float, again: str) -> Iterator[None]:
     says_goodbye = True
     try:
         yield
-    except Stopped:
+    except Stopped as stopped:
+        says_goodbye = stopped.stage is not None  # in the evaluation the others may have not been asked
         raise
     except BaseException as error:
         says_goodbye = False

@@ -19,10 +19,16 @@ STOP_FILE = "stop"
 
 
 class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it
-    """A run ended before its last step because it was asked to; its state is saved."""
+    """A run ended before its end because it was asked to; its state is saved."""
 
-    def __init__(self, stage: str, step: int) -> None:
-        super().__init__(f"stopped as asked in stage {stage} after step {step}; the state is saved")
+    def __init__(self, stage: str | None = None, step: int = 0) -> None:
+        """Says where: after a step of a stage, or in the evaluation, which is no stage."""
+        where = (
+            "the evaluation; its answers are kept"
+            if stage is None
+            else f"stage {stage} after step {step}; the state is saved"
+        )
+        super().__init__(f"stopped as asked in {where}")
         self.stage, self.step = stage, step
 
 

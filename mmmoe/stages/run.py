@@ -44,14 +44,16 @@ def _carry_out(spec: RunSpec, folder: RunFolder, stop: StopRequest) -> None:
                 _one_stage(spec, stage, folder, stop)
         enter("the evaluation")
         if spec.evaluation is not None:
-            evaluate_run(spec, folder)
+            with stop.at_once(Stopped()):
+                evaluate_run(spec, folder)
         if dist.rank() == 0:
             folder.record("finished")
         dist.barrier()
     except Stopped as stopped:
         if dist.rank() == 0:
             folder.record("stopped", stage=stopped.stage, step=stopped.step)
-        dist.barrier()  # a launcher kills the others of a node when the first of them ends
+        if stopped.stage is not None:  # else the others are anywhere in the evaluation, and this one waits for none
+            dist.barrier()  # a launcher kills the others of a node when the first of them ends
         raise
 
 

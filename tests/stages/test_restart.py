@@ -33,7 +33,7 @@ def test_a_killed_run_is_tried_again_and_the_ledger_says_so(folder):
     assert events == [(1, 137), (2, 1)]
 
 
-@pytest.mark.parametrize("status", [0, 2, 3, 4, 5, 75])
+@pytest.mark.parametrize("status", [0, 2, 3, 4, 5, 75, 76])
 def test_what_would_end_the_same_way_is_not(folder, status):
     tried = []
     assert with_restarts(3, folder, lambda: tried.append(1) or status) == status

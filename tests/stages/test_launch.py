@@ -105,7 +105,6 @@ def test_others_that_were_asked_to_stop_do_not_hide_the_one_that_died(world, mon
     assert world(script) == 128 + 9
 
 
-
 @pytest.mark.parametrize(
     ("ends", "status"),
     [

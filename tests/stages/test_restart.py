@@ -107,3 +107,8 @@ def test_a_launcher_that_says_all_is_well_of_a_run_that_did_not_finish_is_not_be
     monkeypatch.setattr(nodes_module._Attempt, "run", lambda attempt, launcher: 0)
     monkeypatch.setattr(nodes_module, "answers", lambda name: False)
     assert Nodes(HOSTS, Launcher.ssh).start(spec, folder, []) == 1
+
+
+def test_a_launcher_that_does_not_say_that_the_run_saved_and_stopped_is_not_believed(spec, folder, monkeypatch):
+    monkeypatch.setattr(nodes_module._Attempt, "run", lambda attempt, launcher: folder.record("stopped") or 76)
+    assert Nodes(HOSTS, Launcher.ssh).start(spec, folder, []) == 75

@@ -57,7 +57,7 @@ def run_stage(
     source = draw(run, stage, model, folder, parts)
     engine = build_engine(model, run.engine, training, canonical, experts)
     saver = StageSaver(Origin(run, stage, start_model, heritage, parts), engine, here, experts)
-    start = saver.restore()
+    start = saver.restore(steps)
 
     metrics = MetricsFile(here / "metrics.jsonl") if dist.rank() == 0 else None
     if metrics is not None:

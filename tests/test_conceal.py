@@ -50,8 +50,16 @@ def test_secrets_are_concealed(text):
 
 @pytest.mark.parametrize(
     "form",
-    ["hf_" + "a1B2" * 8, "ghp_" + "a1B2" * 9, "sk-" + "a1B2" * 8, "AKIA" + "A1B2" * 4]
-    + ["github_pat_" + "a1B2" * 9, "glpat-" + "a1B2" * 5, "sk-proj-" + "a1B2" * 8, "Bearer " + "a1B2" * 8],
+    [
+        "hf_" + "a1B2" * 8,
+        "ghp_" + "a1B2" * 9,
+        "sk-" + "a1B2" * 8,
+        "AKIA" + "A1B2" * 4,
+        "github_pat_" + "a1B2" * 9,
+        "glpat-" + "a1B2" * 5,
+        "sk-proj-" + "a1B2" * 8,
+        "Bearer " + "a1B2" * 8,
+    ],
 )
 def test_passes_are_known_by_their_form(form):
     assert form not in conceal(f"reading {form} failed")

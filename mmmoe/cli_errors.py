@@ -21,6 +21,12 @@ _CURES = {
 }
 """What to do about a place that cannot be written, by the system's number of the error."""
 
+_DEVICE, _NETWORK = "have the disk or its server looked at if it comes again", "look at the network if it comes again"
+_PASSING = dict.fromkeys((errno.EIO, errno.EREMOTEIO, errno.ENODEV, errno.ESTALE), _DEVICE) | dict.fromkeys(
+    (errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN), _NETWORK
+)
+"""What to do about a device or network that may work again in another attempt, like the cures."""
+
 
 def guarded(call: Callable[[], None]) -> int:
     """Makes the call; returns the exit status of the mistake it met, after telling it."""
@@ -38,13 +44,7 @@ def guarded(call: Callable[[], None]) -> int:
         _tell(str(stopped))
         return STOPPED
     except OSError as error:
-        cure = _CURES.get(error.errno or 0)
-        if cure is None:
-            _tell(str(error))
-            return USER_MISTAKE
-        where = f"{error.filename}: " if error.filename else ""
-        _tell(f"{where}{error.strerror}; what was saved before is intact: {cure}, then resume")
-        return NO_ROOM
+        return _tell_system(error)
     except MemoryError as error:
         return _tell_memory(error)
     except RuntimeError as error:
@@ -58,6 +58,20 @@ def guarded(call: Callable[[], None]) -> int:
         )
         return LOST_PEER
     return 0
+
+
+def _tell_system(error: OSError) -> int:
+    cure, status = _CURES.get(error.errno or 0), NO_ROOM
+    if cure is None:
+        # ETIMEDOUT, ECONNRESET, EPIPE and their like are classes of their own.
+        is_passing = isinstance(error, ConnectionError | TimeoutError)
+        cure, status = _PASSING.get(error.errno or 0, _NETWORK if is_passing else None), LOST_PEER
+    if cure is None:
+        _tell(str(error))
+        return USER_MISTAKE
+    where = f"{error.filename}: " if error.filename else ""
+    _tell(f"{where}{error.strerror or error}; what was saved before is intact: {cure}, then resume")
+    return status
 
 
 def _tell_memory(error: BaseException) -> int:

@@ -30,6 +30,16 @@ SECRET = "s3cr3t-Value.0123456789"
         f"client-secret: {SECRET}",
         f"HF_TOKEN={SECRET}",
         f'auth_token: "{SECRET}"',
+        f"postgresql://u:{SECRET}/{SECRET}@host",
+        f"ssh://user:{SECRET}@host/path",
+        f"wandb_key={SECRET}",
+        f"passwords: {SECRET}",
+        f"Authorization: Bearer {SECRET}",
+        f"judge --api-key {SECRET} --port 80",
+        f"judge --token {SECRET}",
+        f"judge --password '{SECRET} b'",
+        f"override 'engine.deepspeed.password=a {SECRET} c': unknown",
+        f"x: 1\npassword: a {SECRET} c\ny: 2",
     ],
 )
 def test_secrets_are_concealed(text):
@@ -38,7 +48,19 @@ def test_secrets_are_concealed(text):
     assert "***" in shown
 
 
-@pytest.mark.parametrize("form", ["hf_" + "a1B2" * 8, "ghp_" + "a1B2" * 9, "sk-" + "a1B2" * 8, "AKIA" + "A1B2" * 4])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "hf_" + "a1B2" * 8,
+        "ghp_" + "a1B2" * 9,
+        "sk-" + "a1B2" * 8,
+        "AKIA" + "A1B2" * 4,
+        "github_pat_" + "a1B2" * 9,
+        "glpat-" + "a1B2" * 5,
+        "sk-proj-" + "a1B2" * 8,
+        "Bearer " + "a1B2" * 8,
+    ],
+)
 def test_passes_are_known_by_their_form(form):
     assert form not in conceal(f"reading {form} failed")
     assert is_secret("anything", form)
@@ -55,10 +77,36 @@ def test_passes_are_known_by_their_form(form):
         "checkpoint.keep=3 is too few",
         "the key path=value",
         "image_token='<image>', eos_token_id=2",
+        "token: models/tiny/tokenizer.json is missing",
+        "token: models/llama3/gemma2b/tokenizer.json is missing",
+        "eos_token: reserved_special_token_12",
+        "image_token=IMAGE_PLACEHOLDER_TOKEN",
+        "git+ssh://git@github.com/some/package",
+        "ssh://somebody@host/path",
+        "https://git@github.com/some/package",
+        "http://host:8080/a@b",
+        "http://[::1]:80/a@b",
+        "sk-learn-and-more-and-more-words",
+        "--api-key is missing, --token must be a service's",
+        "the bearer of such news",
     ],
 )
 def test_other_texts_stay(text):
     assert conceal(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eos_token", "reserved_special_token_12"),
+        ("image_token", "IMAGE_PLACEHOLDER_TOKEN"),
+        ("token", "models/tiny/tokenizer.json"),
+        ("package", "git+ssh://git@github.com/some/package"),
+        ("name", "sk-learn-and-more-and-more-words"),
+    ],
+)
+def test_a_configuration_may_name_tokens_of_a_language_and_packages(name, value):
+    assert not is_secret(name, value)
 
 
 @pytest.mark.parametrize(

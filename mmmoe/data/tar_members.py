@@ -68,7 +68,11 @@ def _members(tar: Path) -> Iterator[tarfile.TarInfo]:
                 if not info.isdir():
                     yield info
             _check_end(tar, archive.offset)
-    except (tarfile.TarError, UnicodeDecodeError, OverflowError, MemoryError, RecursionError, EOFError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"shard {tar}: a name in it, of a member or its owner, is not UTF-8 ({error.object!r:.80}); pack it again"
+        ) from error
+    except (tarfile.TarError, OverflowError, MemoryError, RecursionError, EOFError) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{tar} is not a plain tar or is cut off ({reason}); unpack .gz, or copy it again") from error
 

@@ -59,9 +59,16 @@ class History:
 class FaultRule:
     """Says of each step of a stage whether it counts; every process has one and all are asked alike."""
 
-    def __init__(self, spec: FaultsSpec, history: History | None = None) -> None:
+    def __init__(self, spec: FaultsSpec, history: History | None = None, key: str = "training") -> None:
+        """Begins a stage, or goes on with it.
+
+        Args:
+            spec: the declaration.
+            history: what the stage has been through.
+            key: where its training is declared in the run, for messages.
+        """
         history = history or History()
-        self._spec = spec
+        self._spec, self._key = spec, key
         self._losses: deque[float] = deque(history.losses, spec.window)
         self._skipped = history.skipped
 
@@ -101,14 +108,14 @@ class FaultRule:
         if not fault.is_spike and self._spec.nonfinite == "stop":
             raise FloatingPointError(
                 f"{fault.text} at step {step} (samples: {samples}). The step changed no weight. Lower "
-                "training.optimizer.lr, set training.optimizer.clip, look at these samples, or set "
-                "training.faults.nonfinite to skip"
+                f"{self._key}.optimizer.lr, set {self._key}.optimizer.clip, look at these samples, or set "
+                f"{self._key}.faults.nonfinite=skip"
             )
         if self._skipped >= self._spec.budget:
             raise FloatingPointError(
                 f"{fault.text} at step {step}, and {self._skipped} steps were skipped before: as many as "
-                f"training.faults.budget allows (samples: {samples}). The step changed no weight. Look at these "
-                "samples, lower training.optimizer.lr, or raise the budget"
+                f"{self._key}.faults.budget allows (samples: {samples}). The step changed no weight. Look at these "
+                f"samples, lower {self._key}.optimizer.lr, or raise the budget"
             )
         self._skipped += 1
         place = f"{self._skipped} of {self._spec.budget}"

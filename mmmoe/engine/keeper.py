@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -59,7 +58,7 @@ class CheckpointKeeper:
         Does nothing where the last checkpoint is of this very step.
 
         Raises:
-            OSError: On every process, here or at the next `save` or `wait`.
+            OSError: On every process, here or at the next `save` or `wait`; so is any other error of the writer.
         """
         self.wait()
         if state.step == self._saved:
@@ -85,11 +84,15 @@ class CheckpointKeeper:
             self._writer.wait()
         except Exception as error:
             fault = error
-        told = dist.gather_objects(None if fault is None else (getattr(fault, "errno", None), str(fault)))[0]
+        # Not the error itself, which may not survive the way: its number, its kind and its words.
+        kind = next((kind for kind in (OSError, MemoryError, ValueError) if isinstance(fault, kind)), RuntimeError)
+        told = dist.as_on_first(None if fault is None else (getattr(fault, "errno", None), kind, str(fault)))
         if fault is not None:
             raise fault
-        if isinstance(told, tuple):
-            raise OSError(told[0] or errno.EIO, f"the first process could not write a checkpoint: {told[1]}")
+        if told is not None:
+            number, kind, text = told
+            text = f"the first process could not write a checkpoint: {text}"
+            raise OSError(number, text) if number is not None else kind(text)
 
     def resume(self, engine: Engine, check: Callable[[Checkpoint], None] = lambda held: None) -> Checkpoint | None:
         """Puts the newest whole checkpoint into the engine and returns it, None if there is none. Collective.

@@ -55,6 +55,7 @@ def fit(
     stop: StopRequest | None = None,
     faults: FaultRule | None = None,
     title: str = "training",
+    key: str = "training",
 ) -> FitResult:
     """Trains from step `start_step` to `total_steps`.
 
@@ -72,13 +73,14 @@ def fit(
         stop: may ask for the end.
         faults: knows which steps must not count, from where the stage goes on; by default from its beginning.
         title: what is trained, for the bar and messages.
+        key: where `training` stands in the run's declaration, for messages.
 
     Raises:
         FloatingPointError: A loss or gradient is not finite, or too many steps were skipped; the text names samples.
         MemoryFullError: A step does not fit into memory.
     """
     engine.module.train()
-    stop, faults = stop or StopRequest(), faults or FaultRule(training.faults)
+    stop, faults = stop or StopRequest(), faults or FaultRule(training.faults, key=key)
     shown = progress or _progress_bar()
     frame: AbstractContextManager[object] = nullcontext() if progress is not None else shown
     with stop, frame:
@@ -93,7 +95,7 @@ def fit(
                 logger().info("stopped after step %d as asked; the state is saved", step)
                 return FitResult(step, stopped=True)
             now = rates(training.schedule, training.optimizer, step, total_steps)
-            with memory_explained(f"{title}, step {step + 1}", training):
+            with memory_explained(f"{title}, step {step + 1}", training, key):
                 _seed(training.seed, step)
                 loss = _run_batches(engine, batches, counts, observer)
                 norm, skipped = _update(engine, loss, now, faults, step, batches)

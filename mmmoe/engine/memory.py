@@ -23,8 +23,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_explained(where: str, training: TrainingSpec) -> Iterator[None]:
+def memory_explained(where: str, training: TrainingSpec, key: str) -> Iterator[None]:
     """Inside, a refusal of memory is told with where it was and which fields change that.
+
+    Args:
+        where: what was done.
+        training: its declaration,
+        key: and where that stands in the run's.
 
     Raises:
         MemoryFullError: in its place.
@@ -35,18 +40,18 @@ def memory_explained(where: str, training: TrainingSpec) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryFullError(
-            f"out of memory in {where}, micro_batch {training.micro_batch}: {_cures(training)}. "
+            f"out of memory in {where}, micro_batch {training.micro_batch}: {_cures(training, key)}. "
             f"What was saved before is intact ({_first_line(error)})"
         ) from error
 
 
-def _cures(training: TrainingSpec) -> str:
+def _cures(training: TrainingSpec, key: str) -> str:
     cures = []
     if training.micro_batch > 1:
         half = training.micro_batch // 2
-        cures.append(f"resume with training.micro_batch={half} (the batch, and so what is learned, stays the same)")
+        cures.append(f"resume with {key}.micro_batch={half} (the batch, and so what is learned, stays the same)")
     if not training.gradient_checkpointing:
-        cures.append("set training.gradient_checkpointing=true (slower, the same results)")
+        cures.append(f"set {key}.gradient_checkpointing=true (slower, the same results)")
     cures.append("or share the state out with a higher engine.zero on more processes")
     return ", ".join(cures) + "; `mmmoe plan` shows what takes the memory"
 

@@ -270,7 +270,7 @@ class TextHarmonySpec(FamilySpec):
 ModelSpec = Annotated[LlavaMoleSpec | UniMoESpec | MoVASpec | TextHarmonySpec, Field(discriminator="family")]
 """The declaration of a model, whatever its family."""
 
-_MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
 
 def model_spec(declared: Any) -> ModelSpec:
@@ -279,4 +279,4 @@ def model_spec(declared: Any) -> ModelSpec:
     Raises:
         ValueError: The family is unknown, or keys are.
     """
-    return _MODEL.validate_python(declared)
+    return MODEL.validate_python(declared)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from mmmoe.log import logger
-from mmmoe.stages.status import FINAL, STOPPED
+from mmmoe.stages.status import FINAL, STOPPED, UNSAVED
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,22 @@ def wait_for(children: Sequence[Child], grace_s: float) -> int:
             signal.signal(number, handler)
     statuses = [child.process.returncode for child in children if child.process.returncode]
     if asked:
-        return next((known for known in statuses if known in FINAL), STOPPED if statuses else 0)
+        return _of_asked(statuses)
     if first != STOPPED:  # the others were asked to stop because of the one that failed
         statuses = [status for status in statuses if status != STOPPED]
     # When one fails, the others lose their peer: the status that says why comes first.
     telling = (known for rule in (lambda s: s in FINAL, lambda s: s > 1) for known in statuses if rule(known))
     status = next(telling, first)
     return 128 - status if status < 0 else status
+
+
+def _of_asked(statuses: Sequence[int]) -> int:
+    """Returns the status that says best how processes ended that were asked to, from those that are not 0."""
+    known = next((status for status in statuses if status in FINAL), None)
+    if known is not None or not statuses:
+        return known or 0
+    # The signal itself ends a process only before it has begun or after its end: there is nothing to save.
+    return STOPPED if all(status == -signal.SIGTERM for status in statuses) else UNSAVED
 
 
 def _wait(children: Sequence[Child], grace_s: float) -> int:

@@ -36,7 +36,15 @@ def tell_found(folder: RunFolder, spec: RunSpec, world: int | None) -> Iterator[
     before = begun[-1].get("world") if begun else None
     if before is not None and world is not None and before != world:
         yield f"{before} processes before, {world} now: the same samples in the same order; sums differ by rounding"
-    yield from changes(folder.spec().model_dump(mode="json"), spec.model_dump(mode="json"))
+    yield from changes(_last_spec(folder).model_dump(mode="json"), spec.model_dump(mode="json"))
+
+
+def _last_spec(folder: RunFolder) -> RunSpec:
+    """Returns what the last attempt went by."""
+    try:
+        return folder.spec(folder.overrides())
+    except ValueError:  # they may name a file that is gone
+        return folder.spec()
 
 
 def _place(folder: RunFolder, stage: str, begun: list[dict[str, Any]]) -> str:

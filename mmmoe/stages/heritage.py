@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from mmmoe.data.spec import TemplateSpec
 from mmmoe.engine.checkpoint import Checkpoint, read
 from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.spec import ModelSpec, model_spec
 
-_ADAPTERS: TypeAdapter[list[AdapterSpec]] = TypeAdapter(list[AdapterSpec])
+ADAPTERS: TypeAdapter[list[AdapterSpec]] = TypeAdapter(list[AdapterSpec])
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,22 @@ class Heritage:
             path,
             checkpoint,
             model_spec(declared["model"]),
-            _ADAPTERS.validate_python(declared["adapters"]),
+            ADAPTERS.validate_python(declared["adapters"]),
             TemplateSpec.model_validate(declared["template"]),
             checkpoint.state.seeds["run"],
             str(checkpoint.state.extra.get("base", "")),
         )
+
+
+def redeclared(kind: TypeAdapter[Any], stored: Any) -> Any:
+    """Returns a stored declaration as it would be stored today: with keys that came later, at their defaults.
+
+    What no longer is a declaration comes back as it is.
+    """
+    try:
+        return kind.dump_python(kind.validate_python(stored), mode="json")
+    except ValidationError:
+        return stored
 
 
 def check_same_model(heritage: Heritage, spec: ModelSpec) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,14 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
         return events
+
+    def overrides(self) -> list[str]:
+        """Returns the overrides of the last attempt."""
+        return next((event["overrides"] for event in reversed(self.events()) if event["event"] == "resumed"), [])
+
+    def resume_command(self, overrides: Sequence[str] = ()) -> str:
+        """Returns the command that goes on with this run, for a shell."""
+        return shlex.join(["mmmoe", "resume", str(self.path), *overrides])
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Returns the finishing event of every finished stage, by name."""

@@ -21,7 +21,7 @@ from mmmoe.stages.preflight import problems_of_world
 from mmmoe.stages.remote import OPTIONS, address_of, answers, named_address, remote_command
 from mmmoe.stages.restart import with_restarts
 from mmmoe.stages.spec import RunSpec
-from mmmoe.stages.status import LOST_PEER
+from mmmoe.stages.status import LOST_PEER, STOPPED
 
 PORT = 29500
 """Where processes meet if `engine.port` does not say: DeepSpeed's own. Each restart takes the next one."""
@@ -74,8 +74,12 @@ class Nodes:
             attempts += 1
             write_hostfile(attempt.hostfile, remaining)
             status = attempt.run(self._chosen(attempt))
-            # DeepSpeed's launcher says 0 of a pdsh that was killed: the ledger knows better.
-            return LOST_PEER if status == 0 and folder.events()[-1]["event"] != "finished" else status
+            # DeepSpeed's launcher says 0 of a pdsh that was killed, and 1 when it is asked to stop: the ledger knows
+            # better.
+            last = folder.events()[-1]["event"]
+            if status == 0:
+                return status if last == "finished" else LOST_PEER
+            return STOPPED if last == "stopped" else status
 
         def may_go_on() -> bool:
             remaining[:] = [host for host in self.hosts if answers(host.name)]

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from mmmoe import dist
 from mmmoe.engine import checkpoint
 from mmmoe.engine.stop import StopRequest
@@ -14,10 +16,12 @@ from mmmoe.stages.assembly import digests, finished_stage, read_parts
 from mmmoe.stages.cache import StageCache
 from mmmoe.stages.evaluate import evaluate_run
 from mmmoe.stages.heartbeat import heartbeat
-from mmmoe.stages.heritage import Heritage
+from mmmoe.stages.heritage import Heritage, redeclared
 from mmmoe.stages.ledger import STOP_FILE, RunFolder, Stopped
 from mmmoe.stages.spec import RunSpec, StageSpec
 from mmmoe.stages.stage import run_stage
+
+_STAGE = TypeAdapter(StageSpec)
 
 
 def run_all(spec: RunSpec, folder: RunFolder) -> None:
@@ -30,7 +34,7 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
     if dist.world_size() > 1:
         console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
     try:
-        with heartbeat(spec.engine.deadline_s, f"mmmoe resume {folder.path}"):
+        with heartbeat(spec.engine.deadline_s, folder.resume_command(folder.overrides())):
             _carry_out(spec, folder, StopRequest(folder.path / STOP_FILE))
     finally:
         dist.stop()
@@ -99,6 +103,6 @@ def _is_finished(stage: StageSpec, final: Path, heritage: Heritage | None, parts
     if dist.rank() == 0 and not checkpoint.verify(final):
         state = checkpoint.read(final).state
         parent = heritage.checkpoint.digest if heritage else None
-        found = state.spec.get("stage") == stage.model_dump(mode="json") and state.parent == parent
+        found = redeclared(_STAGE, state.spec.get("stage")) == stage.model_dump(mode="json") and state.parent == parent
         found = found and state.extra.get("parts", {}) == digests(parts)
     return bool(dist.gather_objects(found)[0])

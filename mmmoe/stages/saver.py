@@ -17,10 +17,11 @@ from mmmoe.engine.expert_groups import ExpertGroups
 from mmmoe.engine.keeper import SCORES, CheckpointKeeper
 from mmmoe.engine.protocol import Engine
 from mmmoe.log import logger
+from mmmoe.models.spec import MODEL
 from mmmoe.models.weights import base_fingerprint
 from mmmoe.stages.assembly import digests
 from mmmoe.stages.handover import StageModel
-from mmmoe.stages.heritage import Heritage
+from mmmoe.stages.heritage import ADAPTERS, Heritage, redeclared
 from mmmoe.stages.spec import RunSpec, StageSpec
 
 BEST = "best"
@@ -70,9 +71,18 @@ class StageSaver:
         self._keeper = CheckpointKeeper(self._steps, origin.stage.training.checkpoint)
         self._declared, self._extra = origin.declared(), origin.extra()
 
-    def restore(self) -> int:
-        """Puts the newest sound checkpoint into the engine; returns its step, 0 when there is none."""
-        held = self._keeper.resume(self._engine, self._refuse_another_start)
+    def restore(self, total_steps: int) -> int:
+        """Puts the newest sound checkpoint into the engine; returns its step, 0 when there is none.
+
+        Raises:
+            ValueError: The checkpoint is of another start, or of a later step than the stage's last.
+        """
+
+        def check(held: Checkpoint) -> None:
+            self._refuse_another_start(held)
+            self._refuse_a_later_step(held.state.step, total_steps)
+
+        held = self._keeper.resume(self._engine, check)
         if held is None:
             return 0
         logger().info("stage %s goes on after step %d", self._name, held.state.step)
@@ -81,18 +91,30 @@ class StageSaver:
     def _refuse_another_start(self, held: Checkpoint) -> None:
         """Compares what the checkpoint was trained from with what the stage starts from now."""
         now = self._state(held.state.step)
+        then = held.state.spec
         pairs = {
-            "the model's declaration": (held.state.spec.get("model"), now.spec["model"]),
-            "the adapters' declaration": (held.state.spec.get("adapters"), now.spec["adapters"]),
+            "the model's declaration": (redeclared(MODEL, then.get("model")), now.spec["model"]),
+            "the adapters' declaration": (redeclared(ADAPTERS, then.get("adapters")), now.spec["adapters"]),
             "the stage it starts from": (held.state.parent, now.parent),
             "the base weights": (held.state.extra.get("base"), now.extra["base"]),
             "the stages it takes experts or connectors from": (held.state.extra.get("parts"), now.extra["parts"]),
         }
-        changed = [what for what, (then, present) in pairs.items() if then != present]
+        changed = [what for what, (before, present) in pairs.items() if before != present]
         if changed:
             raise ValueError(
                 f"stage {self._name} cannot go on from {self._steps}: {', '.join(changed)} changed since step "
                 f"{held.state.step}. Put that back, or delete the folder to train the stage anew"
+            )
+
+    def _refuse_a_later_step(self, step: int, total_steps: int) -> None:
+        """Refuses to call weights of one step the end of a stage that has fewer."""
+        if step > total_steps:
+            key, steps = f"stages.{self._name}.training", self._origin.stage.training.steps
+            higher = f"a higher {key}.epochs" if steps is None else f"{key}.steps={step}"
+            raise ValueError(
+                f"stage {self._name} was trained for {step} steps, and its declaration asks for {total_steps} now: "
+                f"resume with the overrides of the attempt before (ledger.jsonl has them), or with {higher}; to end "
+                f"it earlier, delete the checkpoints of later steps in {self._steps}"
             )
 
     def is_due(self, step: int, scores: Mapping[str, float]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,9 +81,8 @@ def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> i
     folder.record("launched", way=type(way).__name__.lower(), world=world)
     status = way.start(spec, folder, kept)
     if status:
-        console.print(
-            f"the run stopped with status {status}; go on with: mmmoe launch {folder.path} ...", soft_wrap=True
-        )
+        again = shlex.join(["mmmoe", "launch", str(folder.path), *kept])
+        console.print(f"the run stopped with status {status}; go on with: {again} ...", soft_wrap=True, markup=False)
     return status
 
 

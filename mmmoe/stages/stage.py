@@ -57,7 +57,7 @@ def run_stage(
     source = draw(run, stage, model, folder, parts)
     engine = build_engine(model, run.engine, training, canonical, experts)
     saver = StageSaver(Origin(run, stage, start_model, heritage, parts), engine, here, experts)
-    start = saver.restore()
+    start = saver.restore(steps)
 
     metrics = MetricsFile(here / "metrics.jsonl") if dist.rank() == 0 else None
     if metrics is not None:
@@ -65,12 +65,13 @@ def run_stage(
         folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
     rows = metrics.read() if metrics is not None else None
     watch = RouterWatch(stage.name, steps, rows or [])
-    faults = FaultRule(training.faults, History.of(rows, training.faults))
+    key = f"stages.{stage.name}.training"
+    faults = FaultRule(training.faults, History.of(rows, training.faults), key)
     exam = None if stage.evaluate is None else LiveExam(run, stage, model, engine, here, in_step=place.size > 1)
     observer = StageObserver(metrics, stage.mixture.sources, saver, watch, place.traffic, exam)
     try:
         title = f"stage {stage.name}"
-        result = fit(engine, source, training, steps, start, observer, stop=stop, faults=faults, title=title)
+        result = fit(engine, source, training, steps, start, observer, stop=stop, faults=faults, title=title, key=key)
         if result.stopped:
             saver.wait()
             raise Stopped(stage.name, result.step)

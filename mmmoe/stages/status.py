@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LOST_PEER = 1
-"""Another process failed, or something that nobody foresaw happened."""
+"""Another process, a device or the network failed, or something that nobody foresaw happened."""
 USER_MISTAKE = 2
 """Something to correct."""
 DIVERGED = 3
@@ -15,5 +15,8 @@ NO_MEMORY = 5
 STOPPED = 75
 """Stopped on request, to be resumed."""
 
-FINAL = (0, USER_MISTAKE, DIVERGED, NO_ROOM, NO_MEMORY, STOPPED)
+UNSAVED = 76
+"""Stopped on request, and died before its state was saved: to be resumed from the checkpoint before."""
+
+FINAL = (0, USER_MISTAKE, DIVERGED, NO_ROOM, NO_MEMORY, STOPPED, UNSAVED)
 """Statuses after which the same run would end the same way, or was not to go on."""

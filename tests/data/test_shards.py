@@ -100,6 +100,14 @@ def test_index_that_points_beyond_the_tar_is_refused(packed):
         ShardSet(packed).record(0)
 
 
+def test_a_name_that_is_not_utf8_is_told_as_that(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        archive.addfile(tarfile.TarInfo("caf\xe9.json"), io.BytesIO())
+    with pytest.raises(ValueError, match=r"a name in it.* is not UTF-8 \(b'caf\\xe9\.json.*pack it again"):
+        ShardSet(path)
+
+
 def test_compressed_tar_and_split_key_are_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("1.json"), io.BytesIO())

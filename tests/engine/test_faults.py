@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,23 @@ from engine_toy import BATCH, TRAINS, Recorder, Toy, ToyBatch, ToySource, on_pro
 from test_engines import KINDS, assert_equal, engine_spec
 
 from mmmoe import dist
+from mmmoe.config.load import load
 from mmmoe.engine.checkpoint import CheckpointState
-from mmmoe.engine.faults import FaultRule, History
+from mmmoe.engine.faults import Fault, FaultRule, History
 from mmmoe.engine.groups import freeze, rates, trainable_parameters
 from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.loop import fit
 from mmmoe.engine.memory import MemoryFullError
 from mmmoe.engine.spec import CheckpointSpec, EngineSpec, FaultsSpec, TrainingSpec
 from mmmoe.engine.stop import StopRequest
+from mmmoe.paths import project_root
+from mmmoe.stages.spec import RunSpec, StageSpec
 
 NAN_AT, LEAP_AT, NORM_AT, STEPS = 1, 4, 5, 8
 """Steps, counted from 0, whose loss is no number, leaps, or whose gradients alone are no numbers."""
 LEAP, BLOW = 2.0**10, 2.0**20
 """Pixels that bfloat16 holds as they are."""
+KEY = "stages.mole.training"
 SKIPS = FaultsSpec(nonfinite="skip", spike=3.0, window=2, budget=3)
 
 
@@ -209,7 +214,9 @@ def fit_with(training: TrainingSpec, source: ToySource, steps: int, rule: FaultR
 
 
 def test_without_a_rule_a_bad_loss_stops_the_stage() -> None:
-    with pytest.raises(FloatingPointError, match=r"loss is not finite at step 2 .*set\s+training\.faults\.nonfinite"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss is not finite at step 2 .*set\s+training\.faults\.nonfinite=skip"
+    ):
         fit_with(toy_training(), Faults(0, 1, 2), STEPS)
 
 
@@ -261,7 +268,33 @@ def test_a_step_that_does_not_fit_into_memory_says_where_it_was_and_what_to_do()
     training = toy_training(micro_batch=4)
     engine = toy_engine(EngineSpec(kind="local"), training, kind=Hungry)
     with pytest.raises(MemoryFullError) as told:
-        fit(engine, ToySource(0, 1, 4), training, 3, 0, Recorder(), title="stage mole")
-    for part in ("out of memory in stage mole, step 1, micro_batch 4", "training.micro_batch=2", "`mmmoe plan`"):
+        fit(engine, ToySource(0, 1, 4), training, 3, 0, Recorder(), title="stage mole", key=KEY)
+    for part in ("out of memory in stage mole, step 1, micro_batch 4", "`mmmoe plan`"):
         assert part in str(told.value)
-    assert "training.gradient_checkpointing=true" in str(told.value)
+    training = stage_with(re.findall(r"stages\S+=\S+", str(told.value))).training
+    assert (training.micro_batch, training.gradient_checkpointing) == (2, True)
+
+
+def test_the_keys_that_messages_name_are_those_of_the_run() -> None:
+    said = ""
+    for spec in (FaultsSpec(), SKIPS.model_copy(update={"budget": 0})):
+        rule = FaultRule(spec, key=KEY)
+        with pytest.raises(FloatingPointError) as told:
+            rule.skip(Fault("loss is not finite"), 3, [])
+        said += f"{told.value} "
+    keys = {key.rstrip(",") for key in re.findall(r"stages\.[\w.]+", said)}
+    assert {key.removeprefix(f"{KEY}.") for key in keys} == {
+        "optimizer.lr",
+        "optimizer.clip",
+        "faults.nonfinite",
+        "faults.budget",
+    }
+    assert not re.search(r"(?<!mole\.)training\.", said)
+    values = {f"{KEY}.faults.nonfinite": "skip"}
+    faults = stage_with([f"{key}={values.get(key, 1)}" for key in keys]).training.faults
+    assert (faults.nonfinite, faults.budget) == ("skip", 1)
+
+
+def stage_with(overrides: list[str]) -> StageSpec:
+    run = load(project_root() / "configs/llava_mole_tiny.yaml", RunSpec, overrides)
+    return next(stage for stage in run.stages if stage.name == "mole")

@@ -242,3 +242,35 @@ def test_a_place_that_cannot_be_written_is_told_and_harms_nothing(
     assert told.value.errno == number
     assert steps_in(tmp_path) == [1]
     assert checkpoint.verify(tmp_path / "step_000001") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "number"),
+    [
+        (OSError(errno.EIO, "Input/output error", "x"), OSError, errno.EIO),
+        (ValueError("a name that holds NUL"), ValueError, None),
+        (MemoryError("no more"), MemoryError, None),
+        (checkpoint.SafetensorError("nobody foresaw it"), RuntimeError, None),
+    ],
+)
+def test_the_other_processes_hear_what_kind_of_error_the_writer_met(
+    error: Exception, kind: type[Exception], number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other, said = keeper_of(tmp_path), keeper_of(tmp_path), list[Any]()
+    first._writer.submit(raising(error))
+    monkeypatch.setattr(dist, "as_on_first", lambda value: said.append(value) or said[0])
+    with pytest.raises(type(error)) as own:
+        first.wait()
+    assert own.value is error
+    with pytest.raises(kind, match="the first process could not write a checkpoint") as told:
+        other.wait()
+    assert type(told.value) is kind
+    assert str(error) in str(told.value)
+    assert getattr(told.value, "errno", None) == number
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def call() -> None:
+        raise error
+
+    return call

@@ -58,6 +58,20 @@ def test_what_overrides_change_is_told_by_name(folder):
     assert sum(line.startswith("changed") for line in lines) == 2
 
 
+def test_changes_are_those_since_the_last_attempt(folder):
+    steps = [f"stages.{folder.spec().stages[0].name}.training.steps=200"]
+    folder.record("resumed", overrides=["engine.kind=local"])
+    folder.record("resumed", overrides=steps)
+    assert not any(line.startswith("changed") for line in told(folder, overrides=steps))
+    before = folder.spec().stages[0].training.steps
+    assert f"changed: {steps[0].partition('=')[0]}: 200 -> {before}" in told(folder)
+
+
+def test_overrides_that_name_a_file_that_is_gone_do_not_hinder(folder, tmp_path):
+    folder.record("resumed", overrides=[f"evaluation={{base: {tmp_path / 'gone.yaml'}}}"])
+    assert not any(line.startswith("changed") for line in told(folder))
+
+
 def test_lists_of_another_length_are_told_whole():
     assert list(changes({"a": [1, 2]}, {"a": [1]})) == ["changed: a: [1, 2] -> [1]"]
     assert list(changes({"a": None}, {"a": {"b": 1}})) == ["changed: a: None -> {'b': 1}"]

@@ -16,7 +16,7 @@ from mmmoe.data.quarantine import BadSample, Quarantine
 from mmmoe.engine.memory import MemoryFullError
 from mmmoe.engine.metrics import MetricsFile
 from mmmoe.stages.ledger import RunFolder
-from mmmoe.stages.status import NO_MEMORY, NO_ROOM, USER_MISTAKE
+from mmmoe.stages.status import FINAL, LOST_PEER, NO_MEMORY, NO_ROOM, USER_MISTAKE
 
 FULL = Path("/dev/full")
 """A device that has no room for anything."""
@@ -43,6 +43,25 @@ def test_a_place_that_cannot_be_written_has_a_status_and_a_cure(number, cure, ca
     assert guarded(raising(OSError(number, os.strerror(number), "runs/x/ledger.jsonl"))) == NO_ROOM
     said = " ".join(capfd.readouterr().err.split())
     assert f"runs/x/ledger.jsonl: {os.strerror(number)}; what was saved before is intact" in said
+    assert cure in said
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (OSError(errno.EIO, "Input/output error", "runs/x/ledger.jsonl"), "have the disk or its server looked at"),
+        (OSError(errno.ESTALE, "Stale file handle", "runs/x/ledger.jsonl"), "have the disk or its server looked at"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "look at the network"),
+        (OSError(errno.ETIMEDOUT, "Connection timed out"), "look at the network"),
+        (OSError(errno.ECONNRESET, "Connection reset by peer"), "look at the network"),
+        (TimeoutError("timed out"), "timed out; what was saved before is intact: look at the network"),
+    ],
+)
+def test_a_device_or_network_that_fails_is_no_mistake_and_may_be_tried_again(error, cure, capfd):
+    assert guarded(raising(error)) == LOST_PEER
+    assert LOST_PEER not in FINAL
+    said = " ".join(capfd.readouterr().err.split())
+    assert "what was saved before is intact" in said
     assert cure in said
 
 

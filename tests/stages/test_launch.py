@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from mmmoe.engine.spec import EngineSpec
 from mmmoe.stages import launch as module
+from mmmoe.stages.children import Child, wait_for
 
 
 @pytest.fixture
@@ -86,10 +90,6 @@ def test_a_node_starts_its_share_of_a_run(monkeypatch, tmp_path):
 
 
 def test_a_request_to_stop_is_no_failure_that_a_restart_could_mend(world, monkeypatch):
-    import os
-    import signal
-    import threading
-
     threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     assert world("import time; time.sleep(60)") == 75
 
@@ -103,3 +103,31 @@ def test_others_that_were_asked_to_stop_do_not_hide_the_one_that_died(world, mon
         "time.sleep(60)"
     )
     assert world(script) == 128 + 9
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        (["sys.exit(75)"], 75),
+        (["os._exit(0)"], 0),
+        (["sys.exit(1)"], 76),
+        (["os.kill(os.getpid(), 9)"], 76),
+        (["sys.exit(1)", "os.kill(os.getpid(), 15)"], 76),
+        (["sys.exit(1)", "sys.exit(75)"], 75),
+        (["sys.exit(1)", "sys.exit(4)"], 4),
+    ],
+)
+def test_only_a_run_that_says_so_has_saved_when_it_is_asked_to_stop(ends, status):
+    children = []
+    for number, end in enumerate(ends):
+        first = "signal.signal(signal.SIGTERM, signal.SIG_DFL); " if "15" in end else ""
+        script = (
+            "import os, signal, sys, time\n"
+            f"def end(*_):\n    {first}{end}\n"
+            "signal.signal(signal.SIGTERM, end)\nprint(flush=True)\ntime.sleep(60)\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"\n"
+        children.append(Child(f"process {number}", process, process.terminate))
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    assert wait_for(children, 20.0) == status

@@ -33,7 +33,7 @@ def test_a_killed_run_is_tried_again_and_the_ledger_says_so(folder):
     assert events == [(1, 137), (2, 1)]
 
 
-@pytest.mark.parametrize("status", [0, 2, 3, 4, 5, 75])
+@pytest.mark.parametrize("status", [0, 2, 3, 4, 5, 75, 76])
 def test_what_would_end_the_same_way_is_not(folder, status):
     tried = []
     assert with_restarts(3, folder, lambda: tried.append(1) or status) == status
@@ -107,3 +107,8 @@ def test_a_launcher_that_says_all_is_well_of_a_run_that_did_not_finish_is_not_be
     monkeypatch.setattr(nodes_module._Attempt, "run", lambda attempt, launcher: 0)
     monkeypatch.setattr(nodes_module, "answers", lambda name: False)
     assert Nodes(HOSTS, Launcher.ssh).start(spec, folder, []) == 1
+
+
+def test_a_launcher_that_does_not_say_that_the_run_saved_and_stopped_is_not_believed(spec, folder, monkeypatch):
+    monkeypatch.setattr(nodes_module._Attempt, "run", lambda attempt, launcher: folder.record("stopped") or 76)
+    assert Nodes(HOSTS, Launcher.ssh).start(spec, folder, []) == 75

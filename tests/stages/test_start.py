@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from mmmoe.config.load import load
@@ -71,6 +73,15 @@ def test_a_new_run_has_one_folder(spec, tmp_path, launched, monkeypatch):
     assert module.start_new(here) == 0
     assert launched == [tmp_path / "llava_mole_tiny"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["llava_mole_tiny"]
+
+
+def test_the_command_that_goes_on_has_the_overrides(folder, monkeypatch, capfd):
+    monkeypatch.setattr(module, "launch", lambda engine, arguments, logs: 1)
+    overrides = ["stages.align.training.steps=200", "name=a b"]
+    assert module.carry_out(folder.spec(), folder, overrides) == 1
+    command = shlex.join(["mmmoe", "resume", str(folder.path), *overrides])
+    assert f"go on with: {command}" in capfd.readouterr().err
+    assert folder.resume_command(folder.overrides()) == command
 
 
 def test_a_local_run_that_dies_is_started_again_and_reported_once(folder, spec, monkeypatch):

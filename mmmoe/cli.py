@@ -61,12 +61,25 @@ app.command()(cli_nodes.launch)
 
 @app.command(hidden=True)
 def work(folder: Folder, overrides: Overrides = None) -> None:
-    """One process of a run; started by run and resume."""
+    """One process of a new run; started by run."""
     from mmmoe.stages.ledger import RunFolder
     from mmmoe.stages.run import run_all
 
     run_folder = RunFolder.open(folder)
     run_all(run_folder.spec(overrides), run_folder)
+
+
+@app.command(hidden=True)
+def work_on(folder: Folder, overrides: Overrides = None) -> None:
+    """One process of a run that goes on; started by resume. It looks first whether the run can work."""
+    from mmmoe.stages.ledger import RunFolder
+    from mmmoe.stages.preflight import preflight
+    from mmmoe.stages.run import run_all
+
+    run_folder = RunFolder.open(folder)
+    spec = run_folder.spec(overrides)
+    preflight(spec)
+    run_all(spec, run_folder)
 
 
 @app.command()

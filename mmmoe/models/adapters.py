@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import nn
 
+from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.lora.inject import inject
 from mmmoe.models.lora.routing import Routed
-from mmmoe.models.lora.spec import ExpertsSpec, LoRASpec, SlideLoRASpec
 from mmmoe.models.moe.place import ExpertPlace
 from mmmoe.models.moe.spec import MoESpec
 from mmmoe.models.moe.upcycle import upcycle
-
-AdapterSpec = Annotated[LoRASpec | ExpertsSpec | SlideLoRASpec | MoESpec, Field(discriminator="kind")]
 
 
 def adapt(model: nn.Module, spec: AdapterSpec, place: ExpertPlace) -> Routed | None:

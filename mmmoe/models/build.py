@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmmoe.models.adapters import AdapterSpec
+from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.connectors.audio_qformer import AudioQFormer
 from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector

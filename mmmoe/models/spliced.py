@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mmmoe.config.ids import IMAGE_ID
-from mmmoe.models.adapters import AdapterSpec, adapt
+from mmmoe.models.adapter_spec import AdapterSpec
+from mmmoe.models.adapters import adapt
 from mmmoe.models.beams import beam_search
 from mmmoe.models.generation import greedy
 from mmmoe.models.lora.routing import Positions, Routed, holding, recording, with_routing

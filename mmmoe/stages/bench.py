@@ -12,7 +12,7 @@ from mmmoe.config.ids import IGNORE_ID, IMAGE_ID
 from mmmoe.engine.groups import freeze
 from mmmoe.kernels.measure import Result, compare, one_thread, take_turns
 from mmmoe.log import console
-from mmmoe.models.adapters import AdapterSpec
+from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.lora.spec import ExpertsSpec

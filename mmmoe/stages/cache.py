@@ -16,7 +16,7 @@ from mmmoe.data.shards import ShardSet
 from mmmoe.engine.checkpoint import read
 from mmmoe.engine.spec import FaultsSpec
 from mmmoe.log import logger
-from mmmoe.models.adapters import AdapterSpec
+from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.lora.spec import BalanceSpec, LoRASpec, SlideLoRASpec
 from mmmoe.models.moe.spec import MoESpec

@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmmoe.engine.checkpoint import all_steps
-from mmmoe.stages.ledger import RunFolder
+from mmmoe.log import console
+from mmmoe.stages.ledger import STOP_FILE, RunFolder
 from mmmoe.stages.spec import RunSpec
+
+
+def go_on(spec: RunSpec, folder: RunFolder, overrides: list[str], world: int | None) -> None:
+    """Tells what a run goes on from, takes a request to stop back, and writes the ledger's line."""
+    for line in tell_found(folder, spec, world):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    (folder.path / STOP_FILE).unlink(missing_ok=True)
+    folder.record("resumed", overrides=overrides)
 
 
 def tell_found(folder: RunFolder, spec: RunSpec, world: int | None) -> Iterator[str]:

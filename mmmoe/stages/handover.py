@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmmoe import paths
 from mmmoe.engine.checkpoint import explain_mismatch
 from mmmoe.engine.expert_groups import is_share
-from mmmoe.models.adapters import AdapterSpec
+from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.keys import canonical
 from mmmoe.models.moe.place import ALONE, ExpertPlace

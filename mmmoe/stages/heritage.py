@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from mmmoe.data.spec import TemplateSpec
 from mmmoe.engine.checkpoint import Checkpoint, read
-from mmmoe.models.adapters import AdapterSpec
+from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.spec import ModelSpec, model_spec
 
 _ADAPTERS: TypeAdapter[list[AdapterSpec]] = TypeAdapter(list[AdapterSpec])

@@ -14,6 +14,8 @@ from mmmoe.stages.spec import RunSpec
 
 SPEC_FILE = "spec.yaml"
 LEDGER_FILE = "ledger.jsonl"
+STOP_FILE = "stop"
+"""Making this file in a run folder asks the run to save and stop, as SIGTERM does."""
 
 
 class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it

@@ -7,7 +7,7 @@ from rich.table import Table
 from mmmoe import dist
 from mmmoe.engine.groups import TrainableRow, freeze
 from mmmoe.log import console
-from mmmoe.models.adapters import AdapterSpec
+from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.counts import parameter_table
 from mmmoe.models.keys import canonical

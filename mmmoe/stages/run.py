@@ -15,12 +15,9 @@ from mmmoe.stages.cache import StageCache
 from mmmoe.stages.evaluate import evaluate_run
 from mmmoe.stages.heartbeat import heartbeat
 from mmmoe.stages.heritage import Heritage
-from mmmoe.stages.ledger import RunFolder, Stopped
+from mmmoe.stages.ledger import STOP_FILE, RunFolder, Stopped
 from mmmoe.stages.spec import RunSpec, StageSpec
 from mmmoe.stages.stage import run_stage
-
-STOP_FILE = "stop"
-"""Making this file in a run folder asks the run to save and stop, as SIGTERM does."""
 
 
 def run_all(spec: RunSpec, folder: RunFolder) -> None:

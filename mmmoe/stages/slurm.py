@@ -13,9 +13,8 @@ from pathlib import Path
 
 from mmmoe import dist
 from mmmoe.log import console
-from mmmoe.stages.ledger import RunFolder
+from mmmoe.stages.ledger import STOP_FILE, RunFolder
 from mmmoe.stages.options import parse_options
-from mmmoe.stages.run import STOP_FILE
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import FINAL, STOPPED
 

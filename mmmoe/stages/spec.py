@@ -10,7 +10,7 @@ from mmmoe.config.spec import Spec
 from mmmoe.data.spec import MixtureSpec, TemplateSpec
 from mmmoe.engine.spec import EngineSpec, TrainingSpec
 from mmmoe.evaluation.spec import EvaluationSpec
-from mmmoe.models.adapters import AdapterSpec
+from mmmoe.models.adapter_spec import AdapterSpec
 from mmmoe.models.spec import ModelSpec
 
 

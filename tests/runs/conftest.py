@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mmmoe.cli import app
 from mmmoe.cli_errors import guarded
+from mmmoe.stages import launch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from small_project import make_project
+from warm_start import WarmWorker
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +33,8 @@ def own_project(tmp_path) -> Path:
 
 @pytest.fixture
 def mmmoe(monkeypatch, capfd):
-    """Runs the command line in this process; returns (exit status, what it said)."""
+    """Runs the command line in this process, its workers warm; returns (exit status, what it said)."""
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": WarmWorker}))
 
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["mmmoe", *map(str, arguments)])

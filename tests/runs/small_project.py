@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import yaml
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from warm_start import WarmProcess
 
 from mmmoe.data.pack import pack
 
@@ -129,14 +129,9 @@ def configuration(folder: Path) -> dict:
     }  # fmt: skip
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    """Starts the command line as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmmoe.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+def start(*arguments: object) -> WarmProcess:
+    """Starts the command line as a process of its own, the leader of a session."""
+    return WarmProcess(arguments, os.environ, leads=True)
 
 
 def losses(run: Path, stage: str) -> list[float]:

@@ -6,9 +6,10 @@ import pytest
 
 from mmmoe.config.load import load
 from mmmoe.paths import project_root
+from mmmoe.report import page
+from mmmoe.stages import launched as launcher
 from mmmoe.stages import start as module
-from mmmoe.stages.ledger import RunFolder
-from mmmoe.stages.run import STOP_FILE
+from mmmoe.stages.ledger import STOP_FILE, RunFolder
 from mmmoe.stages.spec import RunSpec
 
 
@@ -36,9 +37,9 @@ def launched(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(module.dist, "start", lambda: None)
     monkeypatch.setattr(module.dist, "as_on_first", as_on_first)
-    monkeypatch.setattr(module, "preflight", lambda spec: None)
-    monkeypatch.setattr(module, "write_report", lambda path: path / "report.html")
-    monkeypatch.setattr(module, "run_all", lambda spec, folder: carried.append(folder.path))
+    monkeypatch.setattr(launcher, "preflight", lambda spec: None)
+    monkeypatch.setattr(launcher, "write_report", lambda path: path / "report.html")
+    monkeypatch.setattr(launcher, "run_all", lambda spec, folder: carried.append(folder.path))
     return carried
 
 
@@ -75,7 +76,7 @@ def test_a_new_run_has_one_folder(spec, tmp_path, launched, monkeypatch):
 def test_a_local_run_that_dies_is_started_again_and_reported_once(folder, spec, monkeypatch):
     statuses, reports = [137, 0], []
     monkeypatch.setattr(module, "launch", lambda engine, arguments, logs: statuses.pop(0))
-    monkeypatch.setattr(module, "write_report", lambda path: reports.append(path))
+    monkeypatch.setattr(page, "write_report", lambda path: reports.append(path))
     engine = spec.engine.model_copy(update={"restarts": 1})
     assert module.carry_out(spec.model_copy(update={"engine": engine}), folder) == 0
     assert reports == [folder.path]

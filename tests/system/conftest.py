@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "runs"))
 
 from small_project import make_project
 from warm import Warm
+from warm_start import server
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +22,6 @@ def project(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory) -> Iterator[Warm]:
+def warm() -> Warm:
     """Starts commands quickly."""
-    server = Warm(tmp_path_factory.mktemp("said"))
-    yield server
-    server.close()
+    return server()

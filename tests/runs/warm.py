@@ -120,6 +120,14 @@ def fork(
         os._exit(status)
 
 
+def _at(folder: str, before: Callable[[], None]) -> Callable[[], None]:
+    def enter() -> None:
+        os.chdir(folder)
+        before()
+
+    return enter
+
+
 def serve() -> None:
     """Forks what each line of the input asks for, and says how it ended."""
     import importlib
@@ -141,9 +149,9 @@ def serve() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if "arguments" in asked:
+            before = os.setsid if asked["leads"] else launch._die_with_parent
             with Path(asked["output"]).open("ab") as output:
-                environment = {**os.environ, **asked["environment"]}
-                answer(fork(asked["arguments"], environment, output.fileno(), os.setsid))
+                answer(fork(asked["arguments"], asked["environment"], output.fileno(), _at(asked["folder"], before)))
             continue
         pid = asked["status_of"]
         if pid not in ended:
@@ -241,10 +249,26 @@ class Warm:
         """Starts `mmmoe ARGUMENTS` as the leader of a session of its own."""
         self._number += 1
         output = self._logs / f"{self._number}.log"
+        return Command(self, self.fork(arguments, {**os.environ, **environment}, output), output)
+
+    def fork(
+        self, arguments: Sequence[object], environment: Mapping[str, str], output: Path, leads: bool = True
+    ) -> int:
+        """Starts `mmmoe ARGUMENTS` here; returns its pid.
+
+        Args:
+            arguments: of the command line.
+            environment: all of it.
+            output: file that takes what it says.
+            leads: whether it has a session of its own; otherwise it ends with the server, as a launcher's worker does.
+        """
         output.touch()
-        pid = self.ask(arguments=list(map(str, arguments)), output=str(output), environment=environment)
+        words = list(map(str, arguments))
+        pid = self.ask(
+            arguments=words, output=str(output), environment=dict(environment), leads=leads, folder=str(Path.cwd())
+        )
         assert isinstance(pid, int)
-        return Command(self, pid, output)
+        return pid
 
     def close(self) -> None:
         """Ends the server."""

@@ -15,6 +15,7 @@ from mmmoe.stages.status import DIVERGED, LOST_PEER, NO_MEMORY, NO_ROOM, STOPPED
 _CURES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within the quota",
+    errno.EIO: "have the disk looked at, which fails",
     errno.EROFS: "have the disk mounted so that it can be written",
     errno.EACCES: "give this user the right to it",
     errno.EPERM: "give this user the right to it",

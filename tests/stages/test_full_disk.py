@@ -34,6 +34,7 @@ def raising(error):
     [
         (errno.ENOSPC, "make room, then resume"),
         (errno.EDQUOT, "within the quota"),
+        (errno.EIO, "have the disk looked at"),
         (errno.EROFS, "mounted so that it can be written"),
         (errno.EACCES, "give this user the right"),
         (errno.EPERM, "give this user the right"),

@@ -23,6 +23,9 @@ COLLECTIVE_S = 4 * 3600
 """Longest wait in a collective: longer than anything that one process does alone (an exam, an encoding) while others
 wait. A process that is dead or frozen is found much sooner, by its missing heartbeats."""
 
+JOIN_S = 300
+"""Longest wait for all processes to come together: some nodes read Python's packages from a slow disk."""
+
 LOST = ("by peer", "Timed out waiting", "Broken pipe", "Application timeout", "No route to host")
 """What gloo says when another process is gone, or does not come to a collective."""
 
@@ -91,8 +94,17 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def start(deadline_s: int = COLLECTIVE_S) -> None:
-    """Joins the process group: nccl on GPUs, gloo on CPUs. One process joins nothing."""
+def start(deadline_s: float = COLLECTIVE_S, join_s: float = JOIN_S) -> None:
+    """Joins the process group: nccl on GPUs, gloo on CPUs. One process joins nothing.
+
+    Args:
+        deadline_s: Longest wait in a collective, and
+        join_s: for the others to come.
+
+    Raises:
+        DistStoreError: They did not.
+        ValueError: The port they meet on is taken.
+    """
     if world_size() == 1 or torch_dist.is_initialized():
         return
     _name_interface(master_address())
@@ -100,7 +112,28 @@ def start(deadline_s: int = COLLECTIVE_S) -> None:
     if on_gpu:
         torch.cuda.set_device(device())
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    torch_dist.init_process_group(backend, timeout=timedelta(seconds=deadline_s))
+    join_s = min(join_s, deadline_s)
+    try:
+        torch_dist.init_process_group(backend, timeout=timedelta(seconds=join_s))
+    except torch_dist.DistError as error:
+        where = f"{master_address()}, port {os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error):
+            raise ValueError(
+                f"the processes were to meet at {where}, which another program has taken; give another: engine.port=N, "
+                "or the launcher's own option (torchrun: --master-port, deepspeed: --master_port)"
+            ) from None
+        raise torch_dist.DistStoreError(
+            f"{world_size()} processes were to meet at {where}, but not all came within {join_s:.0f} s"
+        ) from error
+    allow(deadline_s)
+
+
+def allow(deadline_s: float) -> None:
+    """Sets the longest wait of the process group from now on, in a collective and for what opens another group."""
+    if torch_dist.is_initialized():
+        limit = timedelta(seconds=deadline_s)
+        torch_dist.distributed_c10d._set_pg_timeout(limit)
+        torch_dist.distributed_c10d._get_default_store().set_timeout(limit)
 
 
 def _name_interface(master: str) -> None:

@@ -105,3 +105,26 @@ def test_gloo_is_told_the_interface_of_an_address(monkeypatch):
         dist._name_interface(own[0][1])
         assert dist.os.environ["GLOO_SOCKET_IFNAME"] == own[0][0]
         monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+
+
+@pytest.fixture
+def first_of_two(monkeypatch):
+    """Makes this process the first of a run whose other process never comes."""
+    for name, value in dist.place_variables(0, 0, 2, "127.0.0.1", dist.free_port()).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_a_process_that_nobody_joins_ends_and_says_where_it_waited():
+    began = dist.time.monotonic()
+    with pytest.raises(torch_dist.DistStoreError, match=r"2 processes were to meet at 127.0.0.1, port \d+, but not all"):
+        dist.start(join_s=1)
+    assert dist.time.monotonic() - began < 20
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_a_port_that_is_taken_is_a_mistake_to_correct(monkeypatch):
+    with dist.socket.create_server(("", 0)) as taken:
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(ValueError, match=r"another program has taken; give another: engine.port=N"):
+            dist.start(join_s=1)

@@ -62,6 +62,7 @@ def _join(rhythm: Rhythm, again: str) -> Caller | Answerer:
     address = (dist.master_address(), port)
     watch = caller or Answerer(dist.rank(), address, first, token, rhythm, end)
     watch.start()
+    dist.allow(dist.COLLECTIVE_S)  # whoever is lost is found by its silence
     return watch
 
 

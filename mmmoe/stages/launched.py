@@ -12,13 +12,13 @@ from mmmoe.stages.found import go_on
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.lock import FolderLock
 from mmmoe.stages.preflight import preflight
-from mmmoe.stages.run import run_all
+from mmmoe.stages.run import join, run_all
 from mmmoe.stages.spec import RunSpec
 
 
 def begin(spec: RunSpec) -> int:
     """Makes one run folder and carries the run out; returns the exit status. Collective."""
-    dist.start()
+    join(spec)
     path, lock = _on_first(lambda: _create(spec))
     return _carry_out(spec, RunFolder.open(path), lock)
 
@@ -30,7 +30,7 @@ def go_on_together(spec: RunSpec, folder: RunFolder, overrides: list[str]) -> in
         ValueError: when the run cannot work, or another one holds the folder.
     """
     preflight(spec)
-    dist.start()
+    join(spec)
     _, lock = _on_first(lambda: _take(spec, folder, overrides))
     return _carry_out(spec, folder, lock)
 

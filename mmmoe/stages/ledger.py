@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,13 @@ class RunFolder:
             ValueError: when `path` is given and already holds something.
         """
         if path is None:
-            path = cls.next_path(spec)
+            path = _take_free_name(Path(spec.runs), spec.name)
         elif path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} exists and is not empty; continue it with `mmmoe resume {path}` or name another")
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
-        (path / SPEC_FILE).write_text(dump(spec), encoding="utf-8")
+        with (path / SPEC_FILE).open("x", encoding="utf-8") as file:
+            file.write(dump(spec))
         folder.record("created", name=spec.name)
         return folder
 
@@ -146,6 +148,15 @@ def finished_stage(path: Path) -> tuple[Path, Path]:
     if not done:
         raise ValueError(f"{path} has no finished stage yet; go on with `mmmoe resume {path}`")
     return folder.final(list(done)[-1]), Path(folder.spec().cache)
+
+
+def _take_free_name(parent: Path, name: str) -> Path:
+    """Makes the folder; another run may do so at the same moment, and then takes the next name."""
+    while True:
+        path = _free_name(parent, name)
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
 
 
 def _free_name(parent: Path, name: str) -> Path:

@@ -17,12 +17,17 @@ import psutil
 
 from mmmoe import dist
 from mmmoe.log import logger
+from mmmoe.stages.status import USER_MISTAKE
 
 LOCK_FILE = ".lock"
 BEAT_S = 3.0
 """Seconds from one sign of life of a holder to the next."""
 WATCH_S = 4 * BEAT_S
 """Seconds in which another node's holder has to give one. No two clocks are compared: only whether the file changes."""
+SETTLE_S = 1.0
+"""Seconds from writing one's name to looking whether it stands, on a disk that may be shared with other nodes."""
+LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs")
+"""Kinds of disks that belong to one machine, whose kernel's lock is proof enough."""
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a disk says that knows no locks."""
 
@@ -42,6 +47,7 @@ class FolderLock:
         """
         self._folder, self._path = folder, folder / LOCK_FILE
         self._file = self._path.open("a+b", buffering=0)
+        self._own = {"host": dist.host(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid())}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         try:
@@ -66,7 +72,8 @@ class FolderLock:
         if self._thread is not None:
             self._thread.join()
         with contextlib.suppress(OSError):  # a disk that is read-only by now; the next holder finds this one dead
-            self._file.truncate(0)
+            if _is_same(self._read(), self._own):
+                self._file.truncate(0)
         self._file.close()
 
     def _take(self) -> None:
@@ -80,13 +87,13 @@ class FolderLock:
                 raise
             has_locks = False
         self._judge(self._read(), has_locks)
-        own = {"host": dist.host(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid())}
-        self._write(own, 0)
-        if not has_locks:  # another may have written at the same moment: who wrote last has it
-            time.sleep(1)
-            if (found := self._read()) is None or found["pid"] != own["pid"] or found["host"] != own["host"]:
+        self._write(0)
+        if not has_locks or not _is_local(self._folder):
+            # Another may have written at the same moment, and been given a lock, too: who wrote last has it.
+            time.sleep(SETTLE_S)
+            if not _is_same(found := self._read(), self._own):
                 raise self._in_use(found)
-        self._thread = threading.Thread(target=self._beat, args=(own,), name="folder lock", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="folder lock", daemon=True)
         self._thread.start()
 
     def _judge(self, holder: dict[str, Any] | None, has_locks: bool) -> None:
@@ -111,18 +118,21 @@ class FolderLock:
                 return True
         return False
 
-    def _beat(self, own: dict[str, Any]) -> None:
+    def _beat(self) -> None:
         beats = 0
         while not self._closing.wait(BEAT_S):
             beats += 1
             try:
-                self._write(own, beats)
+                if (found := self._read()) is not None and not _is_same(found, self._own):
+                    _end(str(self._in_use(found)))
+                    return
+                self._write(beats)
             except OSError as error:  # a full disk is told by those who have something to write
                 logger().warning("no sign of life in %s: %s", self._path, error.strerror)
 
-    def _write(self, own: dict[str, Any], beats: int) -> None:
+    def _write(self, beats: int) -> None:
         # As long as the one before, so that a reader never meets the end of another.
-        text = json.dumps({**own, "beats": f"{beats:012d}"}).encode() + b"\n"
+        text = json.dumps({**self._own, "beats": f"{beats:012d}"}).encode() + b"\n"
         descriptor = os.open(self._path, os.O_WRONLY)
         try:
             os.pwrite(descriptor, text, 0)
@@ -146,6 +156,23 @@ class FolderLock:
 
 def _name(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']}"
+
+
+def _is_same(holder: dict[str, Any] | None, own: dict[str, Any]) -> bool:
+    return holder is not None and all(holder[key] == value for key, value in own.items())
+
+
+def _is_local(folder: Path) -> bool:
+    """Says whether a folder's disk is known to be this machine's own."""
+    here = folder.resolve()
+    over = [disk for disk in psutil.disk_partitions(all=True) if here.is_relative_to(disk.mountpoint)]
+    return bool(over) and max(over, key=lambda disk: len(disk.mountpoint)).fstype in LOCAL
+
+
+def _end(reason: str) -> None:
+    """Ends this process at once, before it writes what another run writes, too."""
+    os.write(2, f"\nerror: {dist.who()}: {reason}. This process stops: two runs began here at once\n".encode())
+    os._exit(USER_MISTAKE)
 
 
 def _machine() -> str:

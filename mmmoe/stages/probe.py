@@ -87,7 +87,7 @@ def meet(deadline_s: float) -> str:
     began = time.monotonic()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.start(int(deadline_s))
+        dist.start(deadline_s)
         total = torch.full((1024,), float(rank + 1), device=dist.device())
         work = torch_dist.all_reduce(total, async_op=True)
         if work is None or not work.wait(timedelta(seconds=deadline_s)):

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mmmoe import log
@@ -65,18 +66,23 @@ class Caller(threading.Thread):
     def __init__(self, hosts: list[str], token: str, rhythm: Rhythm, end: Callable[[str], None]) -> None:
         super().__init__(name="roll call", daemon=True)
         self._token, self._rhythm, self._end = token, rhythm, end
-        self._listener = socket.create_server(("", 0), backlog=len(hosts))
+        self._listener = _listen(len(hosts))
         self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])
         now = time.monotonic()
         self._members = {r: _Member(f"process {r} on {h}", now) for r, h in enumerate(hosts) if r}
-        self._leaving = threading.Event()
+        self._waiting = set(self._members)
+        self._leaving, self._says_goodbye = threading.Event(), True
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._verdict: str | None = None
 
     def leave(self, *, goodbye: bool = True) -> None:
-        """Ends the roll call; others who end at the same time do not mind, and those who do not have lost this one."""
+        """Ends the roll call when the others have left or a limit has passed; without a goodbye at once.
+
+        Those who have not left by then have lost this process.
+        """
+        self._says_goodbye = goodbye
         self._leaving.set()
         self.join()
 
@@ -85,13 +91,19 @@ class Caller(threading.Thread):
 
     def run(self) -> None:
         """Listens until the end."""
+        try:
+            self._watch()
+            self._let_others_leave()
+            for key in list(self._selector.get_map().values()):
+                key.fileobj.close()  # type: ignore[union-attr]
+            self._selector.close()
+        except Exception as error:  # the others would take this process for lost, and nobody would know why
+            self._end(f"its watch over the others failed: {error!r}")
+
+    def _watch(self) -> None:
         last, found_at = time.monotonic(), 0.0
         while not self._leaving.is_set():
-            for key, _ in self._selector.select(min(0.1, self._rhythm.interval / 4)):
-                if key.data is None:
-                    self._accept()
-                else:
-                    self._read(key.fileobj, key.data)  # type: ignore[arg-type]  # only sockets are registered
+            self._answer()
             now = time.monotonic()
             if now - last > self._rhythm.limit / 2:
                 self._forgive(now)  # this process itself was frozen, perhaps with the others
@@ -101,14 +113,40 @@ class Caller(threading.Thread):
             elif self._all_told() or now - found_at > 2 * self._rhythm.interval + 0.5:
                 self._end(self._verdict)
                 return
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
-        self._selector.close()
+
+    def _let_others_leave(self) -> None:
+        """Answers those who come to their end a little later."""
+        until = time.monotonic() + self._rhythm.limit
+        while self._says_goodbye and self._verdict is None and time.monotonic() < until:
+            if all(member.has_left or member.closed is not None for member in self._members.values()):
+                return
+            self._answer()
+
+    def _answer(self) -> None:
+        for key, _ in self._selector.select(min(0.1, self._rhythm.interval / 4)):
+            if key.data is None:
+                self._accept()
+            elif key.fileobj.fileno() >= 0:  # type: ignore[union-attr]  # not dropped a moment ago
+                self._read(key.fileobj, key.data)  # type: ignore[arg-type]  # only sockets are registered
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # mostly: too many files are open
+            self._drop_strangers()
+            time.sleep(0.01)
+            return
         connection.setblocking(False)
         self._selector.register(connection, selectors.EVENT_READ, _Line())
+
+    def _drop_strangers(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            if key.data is not None and key.data.rank is None:
+                self._drop(key.fileobj)  # type: ignore[arg-type]  # only sockets are registered
+
+    def _drop(self, connection: socket.socket) -> None:
+        self._selector.unregister(connection)
+        connection.close()
 
     def _read(self, connection: socket.socket, line: _Line) -> None:
         try:
@@ -121,8 +159,7 @@ class Caller(threading.Thread):
         except BlockingIOError:
             return
         except Exception:  # gone, or a stranger who may say anything
-            self._selector.unregister(connection)
-            connection.close()
+            self._drop(connection)
             if line.rank is not None and not self._members[line.rank].has_left:
                 self._members[line.rank].closed = time.monotonic()
 
@@ -131,6 +168,10 @@ class Caller(threading.Thread):
             if not hmac.compare_digest(str(said["token"]), self._token) or said["rank"] not in self._members:
                 raise ConnectionError
             line.rank = int(str(said["rank"]))
+            self._waiting.discard(line.rank)
+            if not self._waiting and self._listener.fileno() >= 0:  # all are here: nobody else is to come
+                self._drop(self._listener)
+                self._drop_strangers()
         member = self._members[line.rank]
         member.heard, member.place = time.monotonic(), str(said["place"])
         member.has_left = bool(said["has_left"])
@@ -159,6 +200,14 @@ class Caller(threading.Thread):
         now = time.monotonic()
         beating = [m for m in self._members.values() if m.closed is None and not m.has_left]
         return all(m.is_told or now - m.heard > self._rhythm.limit for m in beating)
+
+
+def _listen(backlog: int) -> socket.socket:
+    """Listens on every address of this node, of both kinds where the system has them."""
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # known and switched off
+            return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog)
+    return socket.create_server(("", 0), backlog=backlog)
 
 
 class Answerer(threading.Thread):
@@ -236,8 +285,10 @@ class Answerer(threading.Thread):
                     self._wake.wait(min(0.1, self._rhythm.interval) if self._is_hurried else self._rhythm.interval)
                     if not self._leaving.is_set():
                         self._wake.clear()
-        except OSError as error:
+        except Exception as error:
             if not self._leaving.wait(self._rhythm.grace):
                 seconds = f"{time.monotonic() - heard:.0f} s"
                 how = "has not answered for" if isinstance(error, TimeoutError) else "has been gone for"
+                if not isinstance(error, OSError):
+                    how = f"has given no answer that can be read ({error!r}) for"
                 self._end(f"{self._first} {how} {seconds}: it is dead, frozen or out of reach")

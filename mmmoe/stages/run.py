@@ -30,7 +30,7 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
     Raises:
         Stopped: when a signal asked the run to stop; the state is saved by then.
     """
-    dist.start()
+    join(spec)
     if dist.world_size() > 1:
         console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
     try:
@@ -38,6 +38,12 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
             _carry_out(spec, folder, StopRequest(folder.path / STOP_FILE))
     finally:
         dist.stop()
+
+
+def join(spec: RunSpec) -> None:
+    """Joins the other processes of a run. Until its heartbeats begin they wait minutes for one another, not hours."""
+    wait_s = max(dist.JOIN_S, spec.engine.deadline_s)
+    dist.start(wait_s, wait_s)
 
 
 def _carry_out(spec: RunSpec, folder: RunFolder, stop: StopRequest) -> None:

@@ -10,7 +10,7 @@ from mmmoe.stages.heartbeat import heartbeat
 
 
 def main(deadline_s: float, how: str) -> None:
-    dist.start()
+    dist.start(10, 10)  # shorter than the work of one process alone, so the heartbeats must allow for that
     with heartbeat(deadline_s, "mmmoe resume runs/toy"):
         log.enter("stage mole")
         log.reach(7)

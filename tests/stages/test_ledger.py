@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from mmmoe.config.load import load
 from mmmoe.paths import project_root
+from mmmoe.stages import ledger as module
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec
 
@@ -19,6 +22,32 @@ def test_a_second_run_gets_a_folder_of_its_own(spec, tmp_path):
     here = spec.model_copy(update={"runs": str(tmp_path)})
     names = [RunFolder.create(here).path.name for _ in range(3)]
     assert names == ["llava_mole_tiny", "llava_mole_tiny-2", "llava_mole_tiny-3"]
+
+
+def test_runs_that_begin_at_the_same_moment_get_folders_of_their_own(spec, tmp_path, monkeypatch):
+    """Both have looked for a free name, and found the same one, before either makes its folder."""
+    here, meet, found = spec.model_copy(update={"runs": str(tmp_path)}), threading.Barrier(2), []
+    looked = threading.local()
+    free_name = module._free_name
+
+    def look(parent, name):
+        path = free_name(parent, name)
+        if not hasattr(looked, "once"):
+            looked.once = True
+            meet.wait(10)
+        return path
+
+    def begin(seed):
+        found.append((seed, RunFolder.create(here.model_copy(update={"seed": seed}))))
+
+    monkeypatch.setattr(module, "_free_name", look)
+    threads = [threading.Thread(target=begin, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({folder.path for _, folder in found}) == 2
+    assert all(folder.spec().seed == seed for seed, folder in found)
 
 
 def test_a_folder_with_something_in_it_is_refused(spec, tmp_path):

@@ -22,6 +22,7 @@ DEAD = {"host": "node-b", "pid": 4_000_000, "machine": "another boot", "born": 1
 def quick(monkeypatch):
     monkeypatch.setattr(module, "BEAT_S", 0.05)
     monkeypatch.setattr(module, "WATCH_S", 0.3)
+    monkeypatch.setattr(module, "SETTLE_S", 0.2)
 
 
 @pytest.fixture
@@ -111,3 +112,71 @@ def test_a_torn_file_holds_nobody_back(tmp_path):
     for torn in ('{"host": "a", "pi', "", "[]", "7"):
         (tmp_path / ".lock").write_text(torn)
         FolderLock(tmp_path).close()
+
+
+@pytest.fixture
+def with_locks_of_its_own(monkeypatch):
+    """As on a disk that keeps each node's locks to itself: everybody is given one, and names nobody's machine."""
+    monkeypatch.setattr(module.fcntl, "flock", lambda file, how: None)
+    monkeypatch.setattr(module.psutil, "disk_partitions", lambda all: [Disk("/", "nfs4")])
+
+
+class Disk:
+    def __init__(self, mountpoint, fstype):
+        self.mountpoint, self.fstype = mountpoint, fstype
+
+
+@pytest.mark.usefixtures("with_locks_of_its_own")
+def test_of_two_that_begin_at_once_on_two_nodes_one_gives_way(tmp_path, monkeypatch):
+    machine, meet = threading.local(), threading.Barrier(2)
+    monkeypatch.setattr(module, "_machine", lambda: machine.name)
+    locks, refused = [], []
+
+    def begin(name):
+        machine.name = name
+        read = FolderLock._read
+
+        def read_together(self):  # both have looked before one of them writes
+            found = read(self)
+            if hasattr(machine, "name") and not hasattr(machine, "looked"):
+                machine.looked = True
+                meet.wait()
+            return found
+
+        monkeypatch.setattr(FolderLock, "_read", read_together) if name == "a" else None
+        meet.wait()
+        try:
+            locks.append(FolderLock(tmp_path))
+        except ValueError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=begin, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(locks) == len(refused) == 1
+    assert "in use by another run" in refused[0]
+    locks[0].close()
+
+
+def test_a_holder_that_finds_another_name_ends_and_leaves_it(tmp_path, monkeypatch):
+    reasons = []
+    monkeypatch.setattr(module, "_end", reasons.append)
+    with FolderLock(tmp_path) as lock:
+        write(tmp_path, DEAD)
+        lock._thread.join(5)
+        assert "in use by another run (process 4000000 on node-b)" in reasons[0]
+    assert json.loads((tmp_path / ".lock").read_text()) == DEAD
+
+
+def test_a_disk_of_this_machine_costs_no_wait_and_another_does(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    disks = [Disk("/", "nfs"), Disk(str(tmp_path), "ext4"), Disk(f"{tmp_path}/shared", "lustre")]
+    monkeypatch.setattr(module.psutil, "disk_partitions", lambda all: disks)
+    (tmp_path / "shared").mkdir()
+    FolderLock(tmp_path).close()
+    assert slept == []
+    FolderLock(tmp_path / "shared").close()
+    assert slept == [module.SETTLE_S]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -67,7 +68,7 @@ def test_a_long_quiet_run_raises_no_alarm_and_ends_without_delay(ends):
     caller, others = begin(ends)
     time.sleep(3 * RHYTHM.limit)
     began = time.monotonic()
-    for member in (caller, *others):
+    for member in (*others, caller):
         member.leave()
     assert time.monotonic() - began < 0.4
     time.sleep(2 * RHYTHM.grace)
@@ -79,11 +80,24 @@ def test_members_may_leave_before_the_first_and_after_it(ends):
     one.leave()
     time.sleep(2 * RHYTHM.limit)  # the first works on alone, with the other
     assert ends.said == {}
-    caller.leave()
-    time.sleep(RHYTHM.grace / 2)
+    leaving = threading.Thread(target=caller.leave)
+    leaving.start()
+    time.sleep(3 * RHYTHM.grace)
     two.leave()
+    leaving.join(RHYTHM.grace)
+    assert not leaving.is_alive()
     time.sleep(2 * RHYTHM.grace)
     assert ends.said == {}
+
+
+def test_a_member_that_never_leaves_holds_the_first_for_a_limit_only(ends):
+    caller, _ = begin(ends, world=2, expected=1)
+    time.sleep(0.2)
+    began = time.monotonic()
+    caller.leave()
+    assert RHYTHM.limit < time.monotonic() - began < 2 * RHYTHM.limit
+    assert ends.all_said.wait(1)
+    assert "process 0 on node0 has been gone for" in ends.said[1]
 
 
 def test_a_silent_member_is_named_to_everyone_else(ends, monkeypatch):
@@ -119,7 +133,7 @@ def test_a_first_process_that_does_not_answer_is_named(ends, monkeypatch):
 def test_a_first_process_that_is_gone_is_named(ends):
     caller, _ = begin(ends)
     time.sleep(0.2)
-    caller.leave()
+    caller.leave(goodbye=False)
     assert ends.all_said.wait(1)
     assert all("process 0 on node0 has been gone for" in ends.said[rank] for rank in (1, 2))
 
@@ -141,12 +155,13 @@ def test_a_first_process_that_was_frozen_itself_blames_nobody(ends, monkeypatch)
     monkeypatch.setattr("mmmoe.stages.roll_call.time.monotonic", lambda: late() + 100)
     time.sleep(RHYTHM.limit)
     assert ends.said == {}
-    for member in (caller, *others):
+    for member in (*others, caller):
         member.leave()
 
 
 def test_strangers_are_turned_away_and_change_nothing(ends):
-    caller, others = begin(ends, world=2)
+    caller = Caller(["node0", "node1"], TOKEN, RHYTHM, ends.of(0, 2))
+    caller.start()
     for said in (
         b'{"token": "guess", "rank": 1, "place": "x", "has_left": true}\n',
         b'{"token": "secret", "rank": 7, "place": "x", "has_left": true}\n',
@@ -159,11 +174,67 @@ def test_strangers_are_turned_away_and_change_nothing(ends):
             stranger.sendall(said)
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(100) == b""
+    other = answerer(caller, 1, ends)
+    other.start()
     time.sleep(2 * RHYTHM.limit)
     assert caller.is_alive()
     assert ends.said == {}
-    for member in (caller, *others):
+    for member in (other, caller):
         member.leave()
+
+
+def test_when_all_are_here_nobody_else_is_let_in_and_silent_strangers_are_dropped(ends):
+    caller = Caller(["node0", "node1"], TOKEN, RHYTHM, ends.of(0, 2))
+    caller.start()
+    with socket.create_connection(("127.0.0.1", caller.port), timeout=5) as stranger:
+        other = answerer(caller, 1, ends)
+        other.start()
+        assert stranger.recv(100) == b""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", caller.port), timeout=5)
+    for member in (other, caller):
+        member.leave()
+    assert ends.said == {}
+
+
+def test_a_connection_that_cannot_be_accepted_ends_nothing(ends, monkeypatch):
+    refusals = [OSError(errno.EMFILE, "Too many open files")] * 3
+    caller = Caller(["node0", "node1"], TOKEN, RHYTHM, ends.of(0, 2))
+    listener = caller._listener
+
+    class Full:
+        def accept(self):
+            if refusals:
+                raise refusals.pop()
+            return listener.accept()
+
+    monkeypatch.setattr(caller, "_listener", Full())
+    monkeypatch.setattr(Full, "fileno", lambda self: -1, raising=False)
+    caller.start()
+    other = answerer(caller, 1, ends)
+    other.start()
+    time.sleep(2 * RHYTHM.limit)
+    assert (refusals, ends.said) == ([], {})
+    for member in (other, caller):
+        member.leave()
+
+
+def test_a_watch_that_fails_says_so(ends, monkeypatch):
+    caller, _ = begin(ends, world=2, expected=1)
+    monkeypatch.setattr(caller, "_silent", lambda now: 1 / 0)
+    assert ends.all_said.wait(RHYTHM.limit)
+    assert "its watch over the others failed: ZeroDivisionError" in ends.said[0]
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no IPv6")
+def test_the_first_process_is_reached_by_both_kinds_of_addresses(ends):
+    caller = Caller(["node0", "node1", "node2"], TOKEN, RHYTHM, ends.of(0, 2))
+    try:
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, caller.port), timeout=5).close()
+    finally:
+        caller.start()
+        caller.leave(goodbye=False)
 
 
 def test_a_first_process_out_of_reach_is_a_message(ends):

@@ -37,7 +37,7 @@ def launched(monkeypatch):
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module.dist, "start", lambda: None)
+    monkeypatch.setattr(module.dist, "start", lambda *seconds: None)
     monkeypatch.setattr(module.dist, "as_on_first", as_on_first)
     monkeypatch.setattr(launcher, "preflight", lambda spec: None)
     monkeypatch.setattr(launcher, "write_report", lambda path: path / "report.html")

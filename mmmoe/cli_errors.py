@@ -23,7 +23,7 @@ _CURES = {
 """What to do about a place that cannot be written, by the system's number of the error."""
 
 _DEVICE, _NETWORK = "have the disk or its server looked at if it comes again", "look at the network if it comes again"
-_PASSING = dict.fromkeys((errno.EIO, errno.EREMOTEIO, errno.ENODEV, errno.ESTALE), _DEVICE) | dict.fromkeys(
+_PASSING = dict.fromkeys((errno.EREMOTEIO, errno.ENODEV, errno.ESTALE), _DEVICE) | dict.fromkeys(
     (errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN), _NETWORK
 )
 """What to do about a device or network that may work again in another attempt, like the cures."""

@@ -56,6 +56,8 @@ class RunFolder:
         folder = cls(path)
         with (path / SPEC_FILE).open("x", encoding="utf-8") as file:
             file.write(dump(spec))
+            file.flush()
+            os.fsync(file.fileno())  # a disk that breaks later must not have it empty
         folder.record("created", name=spec.name)
         return folder
 

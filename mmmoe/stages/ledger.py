@@ -109,6 +109,11 @@ class RunFolder:
                 continue
         return events
 
+    def again(self, resume: str = "mmmoe resume") -> str:
+        """Returns the command that goes on with the run, in the way it was last sent to nodes, else by `resume`."""
+        options = [event["option"] for event in self.events() if "option" in event]
+        return f"mmmoe launch {self.path} {options[-1]}" if options else f"{resume} {self.path}"
+
     def done(self) -> dict[str, dict[str, Any]]:
         """Returns the finishing event of every finished stage, by name."""
         return {e["stage"]: e for e in self.events() if e["event"] == "stage_done"}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mmmoe import dist
 from mmmoe.log import console
@@ -33,6 +34,7 @@ PLAIN = r"[\w@+=:,./-]*"
 class Nodes:
     """The nodes of a run."""
 
+    option: ClassVar[str] = "--hostfile FILE"
     hosts: list[Host]
     launcher: Launcher | None = None
     """By default pdsh where it is installed and can hand every word on, else ssh."""

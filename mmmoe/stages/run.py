@@ -20,8 +20,13 @@ from mmmoe.stages.spec import RunSpec, StageSpec
 from mmmoe.stages.stage import run_stage
 
 
-def run_all(spec: RunSpec, folder: RunFolder) -> None:
+def run_all(spec: RunSpec, folder: RunFolder, again: str | None = None) -> None:
     """Carries out what is left of a run, on every process of it.
+
+    Args:
+        spec: The run's.
+        folder: The run's.
+        again: The command that goes on, if it is not `mmmoe resume`.
 
     Raises:
         Stopped: when a signal asked the run to stop; the state is saved by then.
@@ -30,7 +35,7 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
     if dist.world_size() > 1:
         console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
     try:
-        with heartbeat(spec.engine.deadline_s, f"mmmoe resume {folder.path}"):
+        with heartbeat(spec.engine.deadline_s, again or f"mmmoe resume {folder.path}"):
             _carry_out(spec, folder, StopRequest(folder.path / STOP_FILE))
     finally:
         dist.stop()

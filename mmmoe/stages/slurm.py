@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mmmoe import dist
 from mmmoe.log import console
@@ -27,6 +28,7 @@ VALUE = r"[\w@%+=:,./()\[\]*~-]*"
 class Slurm:
     """A job, by sbatch's own options."""
 
+    option: ClassVar[str] = "--slurm ..."
     options: dict[str, str | None]
 
     @classmethod

@@ -172,12 +172,36 @@ def test_the_number_of_processes_is_known_where_it_is_declared(spec):
     assert Torchrun.of(["nproc-per-node=gpu"]).world(spec) is None
 
 
-def test_torchrun_gets_its_options_and_the_restarts(spec, tmp_path):
-    command = Torchrun.of(["nnodes=2", "rdzv-endpoint=10.0.0.1:29500"]).command(spec, tmp_path, ["a=b c"])
+def test_torchrun_gets_its_options_and_is_never_asked_to_restart(spec, tmp_path):
+    command = Torchrun.of(["nnodes=2", "rdzv-endpoint=10.0.0.1:29500"]).command(tmp_path, ["a=b c"])
     assert command[1:3] == ["-m", "torch.distributed.run"]
-    assert {"--max-restarts=2", "--nnodes=2", "--rdzv-endpoint=10.0.0.1:29500"} <= set(command)
+    assert {"--nnodes=2", "--rdzv-endpoint=10.0.0.1:29500"} <= set(command)
+    assert not [word for word in command if "restarts" in word]
     assert command[-5:] == ["-m", "mmmoe.cli", "resume", str(tmp_path), "a=b c"]
-    assert "--max-restarts=0" in Torchrun.of(["max-restarts=0"]).command(spec, tmp_path, [])
+
+
+@pytest.mark.usefixtures("sound")
+@pytest.mark.parametrize(
+    ("words", "overrides", "said"),
+    [
+        (["nproc-per-node=2"], ["engine.restarts=1"], "set engine.restarts=0"),
+        (["nproc-per-node=2", "max-restarts=3"], [], "leave max-restarts out"),
+        (["nnodes=2"], [], r"nnodes=2: the command is given on every node"),
+        (["nnodes=1:4"], [], r"nnodes=1:4: the command is given on every node"),
+    ],
+)
+def test_what_torchrun_cannot_do_is_told_before_a_folder_is_made(tmp_path, words, overrides, said):
+    with pytest.raises(ValueError, match=said):
+        send(CONFIG, [f"runs={tmp_path}", *overrides], Torchrun.of(words), only_print=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("sound")
+def test_several_nodes_of_torchrun_go_on_with_one_folder(tmp_path, monkeypatch):
+    folder = RunFolder.create(load(CONFIG, RunSpec), tmp_path / "run")
+    monkeypatch.setattr(Torchrun, "start", lambda self, spec, folder, overrides: 1)
+    assert send(folder.path, [], Torchrun.of(["nnodes=2"]), only_print=False) == 1
+    assert folder.again() == f"mmmoe launch {folder.path} --torchrun ..."
 
 
 @pytest.mark.parametrize(

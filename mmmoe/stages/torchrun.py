@@ -51,7 +51,7 @@ class Torchrun:
         """
         if is_new and self.options.get("nnodes") not in (None, "1"):
             raise ValueError(
-                f"--torchrun nnodes={self.options['nnodes']}: the command is given on every node, and each would make a "
+                f"--torchrun nnodes={self.options['nnodes']}: the command is given on every node, each would make a "
                 "run folder of its own; begin with torchrun itself, which makes one for all, `torchrun --nnodes ... "
                 "-m mmmoe.cli run CONFIG`, and go on with `mmmoe launch RUN --torchrun ...`"
             )

@@ -221,18 +221,21 @@ HANDED_ON = ("PYTHON", "NCCL_", "GLOO_", "UCX_")
 """Beginnings of the names of variables that every node needs as this one has them."""
 
 
+VARIABLE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*?)\s*")
+"""A line of `.deepspeed_env`; what begins with # is none, and no value has a line break."""
+
+
 def handed_on(threads: int) -> dict[str, str]:
     """Returns the variables that a launcher gives to the processes of other nodes: no more, for there may be secrets.
 
     What else they need can stand in `.deepspeed_env`, in the home or the working folder, as DeepSpeed has it.
     """
-    found = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    lines = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(HANDED_ON)]
     for folder in (Path.home(), Path.cwd()):
         file = folder / ".deepspeed_env"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        found |= dict(line.strip().split("=", 1) for line in lines if "=" in line)
+        lines += file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {
-        **found,
+        **{found[1]: found[2] for found in map(VARIABLE.fullmatch, lines) if found},
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",

@@ -16,7 +16,7 @@ from mmmoe.stages.doctor import ROOM_GB, Finding
 from mmmoe.stages.hostfile import Host
 from mmmoe.stages.nodes import PORT
 from mmmoe.stages.probe import NodeReport, look
-from mmmoe.stages.remote import OPTIONS, address_of, remote_command
+from mmmoe.stages.remote import OPTIONS, address_of, as_input, remote_command
 
 COLLECTIVE_S = 60.0
 PROBE_S = 120.0
@@ -24,7 +24,7 @@ PROBE_S = 120.0
 CLOCK_S = 5.0
 """Difference of clocks worth a word. Nothing depends on it but the times in logs."""
 
-Run = Callable[[Sequence[str], float], "Said"]
+Run = Callable[[Sequence[str], float, str], "Said"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,11 @@ class Said:
         return lines[-1] if lines else f"status {self.status}"
 
 
-def run_command(command: Sequence[str], seconds: float) -> Said:
-    """Runs a command to its end, or as long as it may take."""
+def run_command(command: Sequence[str], seconds: float, given: str) -> Said:
+    """Runs a command with something on its standard input, to its end or as long as it may take."""
     began = time.time()
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
-        )
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         return Said(None, "", f"no answer within {seconds:.0f} s", began, time.time())
     return Said(done.returncode, done.stdout, done.stderr, began, time.time())
@@ -82,7 +80,7 @@ def node_findings(hosts: Sequence[Host], run: Run = run_command) -> Iterator[Fin
 
 def _node(host: Host, here: NodeReport, token: Path, run: Run) -> tuple[list[Finding], bool]:
     """Returns what a node has, and whether it can meet the others."""
-    hello = run(["ssh", *OPTIONS, host.name, "date +%s.%N"], 30)
+    hello = run(["ssh", *OPTIONS, host.name, "date +%s.%N"], 30, "")
     if hello.status != 0:
         cure = (
             f"try `ssh {host.name} true`: it must work without a password or a question. Is the node up, its name "
@@ -90,7 +88,7 @@ def _node(host: Host, here: NodeReport, token: Path, run: Run) -> tuple[list[Fin
         )
         return [Finding(host.name, f"cannot be reached: {hello.words}", False, cure)], False
     command = [sys.executable, "-m", "mmmoe.cli", "probe", str(token)]
-    said = run(remote_command(host.name, command, dist.handed_on(1), Path.cwd()), PROBE_S)
+    said = run(remote_command(host.name, command, Path.cwd()), PROBE_S, as_input(dist.handed_on(1)))
     try:
         if said.status != 0:
             raise ValueError(said.words)
@@ -156,7 +154,7 @@ def _meeting(hosts: Sequence[Host], run: Run) -> Iterator[Finding]:
     def meet(place: int) -> Said:
         variables = dist.handed_on(1) | dist.place_variables(place, 0, len(hosts), address, port)
         command = [sys.executable, "-m", "mmmoe.cli", "meet", str(COLLECTIVE_S)]
-        return run(remote_command(hosts[place].name, command, variables, Path.cwd()), 2 * COLLECTIVE_S)
+        return run(remote_command(hosts[place].name, command, Path.cwd()), 2 * COLLECTIVE_S, as_input(variables))
 
     with ThreadPoolExecutor(len(hosts)) as pool:
         said = list(pool.map(meet, range(len(hosts))))

@@ -31,7 +31,10 @@ def go_on_together(spec: RunSpec, folder: RunFolder, overrides: list[str]) -> in
     """
     preflight(spec)
     join(spec)
-    _, lock = _on_first(lambda: _take(spec, folder, overrides))
+    path, lock = _on_first(lambda: _take(spec, folder, overrides))
+    own = folder.path.absolute()
+    if own != path:
+        raise ValueError(f"the first process goes on with {path} and this one with {own}; give all of them one folder")
     return _carry_out(spec, folder, lock)
 
 
@@ -44,7 +47,7 @@ def _create(spec: RunSpec) -> tuple[Path, FolderLock]:
 def _take(spec: RunSpec, folder: RunFolder, overrides: list[str]) -> tuple[Path, FolderLock]:
     lock = folder.lock()
     go_on(spec, folder, overrides, dist.world_size())
-    return folder.path, lock
+    return folder.path.absolute(), lock
 
 
 def _on_first(prepare: Callable[[], tuple[Path, FolderLock]]) -> tuple[Path, FolderLock | None]:
@@ -67,7 +70,7 @@ def _on_first(prepare: Callable[[], tuple[Path, FolderLock]]) -> tuple[Path, Fol
 
 def _carry_out(spec: RunSpec, folder: RunFolder, lock: FolderLock | None) -> int:
     try:
-        run_all(spec, folder)
+        run_all(spec, folder, folder.again("LAUNCHER ... mmmoe.cli resume"))
         if dist.rank() == 0:
             console.print(f"report: {write_report(folder.path)}", soft_wrap=True)
     finally:

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -117,9 +116,11 @@ class RunFolder:
         """Returns the overrides of the last attempt."""
         return next((event["overrides"] for event in reversed(self.events()) if event["event"] == "resumed"), [])
 
-    def resume_command(self, overrides: Sequence[str] = ()) -> str:
-        """Returns the command that goes on with this run, for a shell."""
-        return shlex.join(["mmmoe", "resume", str(self.path), *overrides])
+    def again(self, resume: str = "mmmoe resume") -> str:
+        """Returns the command that goes on as the last attempt did: as it was last sent to nodes, else by `resume`."""
+        words = shlex.join([str(self.path), *self.overrides()])
+        options = [event["option"] for event in self.events() if "option" in event]
+        return f"mmmoe launch {words} {options[-1]}" if options else f"{resume} {words}"
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Returns the finishing event of every finished stage, by name."""

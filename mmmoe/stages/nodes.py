@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mmmoe import dist
 from mmmoe.log import console
@@ -18,10 +20,11 @@ from mmmoe.stages.children import Child, wait_for
 from mmmoe.stages.hostfile import Host, Launcher, processes, read_hostfile, write_hostfile
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.preflight import problems_of_world
-from mmmoe.stages.remote import OPTIONS, address_of, answers, named_address, remote_command
+from mmmoe.stages.remote import OPTIONS, address_of, answers, as_input, named_address, remote_command
 from mmmoe.stages.restart import with_restarts
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import LOST_PEER, STOPPED
+from mmmoe.stages.variables import shown, write_private
 
 PORT = 29500
 """Where processes meet if `engine.port` does not say: DeepSpeed's own. Each restart takes the next one."""
@@ -33,6 +36,7 @@ PLAIN = r"[\w@+=:,./-]*"
 class Nodes:
     """The nodes of a run."""
 
+    option: ClassVar[str] = "--hostfile FILE"
     hosts: list[Host]
     launcher: Launcher | None = None
     """By default pdsh where it is installed and can hand every word on, else ssh."""
@@ -58,9 +62,11 @@ class Nodes:
         attempt = _Attempt(spec, folder, overrides, self.hosts, named_address(first) or first, _port(spec, 0))
         if self._chosen(attempt) == Launcher.pdsh:
             yield f"# {attempt.hostfile}: {', '.join(f'{host.name} slots={host.slots}' for host in self.hosts)}"
-            yield f"# {attempt.variables_file}: {shlex.join(attempt.plain_variables())}"
+            yield f"# {attempt.variables_file}: {shlex.join(shown(attempt.variables()))}"
             yield shlex.join(["env", *(f"{k}={v}" for k, v in attempt.pdsh_environment().items()), *attempt.by_pdsh()])
         else:
+            variables = shlex.join(shown(attempt.variables()))
+            yield f"# to the standard input of each, a line each and then an empty one: {variables}"
             yield from (shlex.join(command) for command in attempt.by_ssh())
 
     def start(self, spec: RunSpec, folder: RunFolder, overrides: list[str]) -> int:
@@ -141,7 +147,7 @@ class _Attempt:
         for host in self.hosts:
             place = [str(number) for number in (first, host.slots, world)]
             words = [sys.executable, "-m", "mmmoe.cli", "node", str(self.folder), *place, self.address, str(self.port)]
-            commands.append(remote_command(host.name, [*words, *self.overrides], self.variables(), Path.cwd()))
+            commands.append(remote_command(host.name, [*words, *self.overrides], Path.cwd()))
             first += host.slots
         return commands
 
@@ -155,15 +161,19 @@ class _Attempt:
         patience = self.spec.engine.deadline_s + 60  # survivors end by themselves, and name who was lost
         if launcher == Launcher.ssh:
             pairs = zip(self.hosts, self.by_ssh(), strict=True)
-            return wait_for([_node(host.name, command) for host, command in pairs], patience)
-        self.variables_file.write_text("".join(f"{line}\n" for line in self.plain_variables()), encoding="utf-8")
+            given = as_input(self.variables()).encode()
+            return wait_for([_node(host.name, command, given) for host, command in pairs], patience)
+        write_private(self.variables_file, "".join(f"{line}\n" for line in self.plain_variables()))
         runner = subprocess.Popen(self.by_pdsh(), env=dist.with_variables(self.pdsh_environment()))
         return wait_for([Child("deepspeed", runner, runner.terminate)], patience)
 
 
-def _node(name: str, command: list[str]) -> Child:
+def _node(name: str, command: list[str], given: bytes) -> Child:
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert process.stdin is not None
+    with suppress(BrokenPipeError):  # a node out of reach; its status says so
+        process.stdin.write(given)
+        process.stdin.flush()
     return Child(f"node {name}", process, process.stdin.close)  # the node stops when its standard input ends
 
 

@@ -1,4 +1,7 @@
-"""Commands on other nodes by ssh: one line for the remote shell, in which every word is quoted."""
+"""Commands on other nodes by ssh: one line for the remote shell, in which every word is quoted.
+
+Variables come by the standard input, for everybody on both nodes can read a command line.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,21 @@ OPTIONS = [
 ]
 
 
-def remote_command(host: str, words: Sequence[str], environment: Mapping[str, str], folder: Path) -> list[str]:
-    """Returns the command that runs `words` on a node, in a folder that stands there too."""
-    variables = [f"{name}={value}" for name, value in environment.items()]
-    line = f"cd {shlex.quote(str(folder))} && exec env {shlex.join([*variables, *words])}"
-    return ["ssh", *OPTIONS, host, line]
+READ_VARIABLES = 'while IFS= read -r line && [ -n "$line" ]; do export "$line"; done'
+
+
+def remote_command(host: str, words: Sequence[str], folder: Path) -> list[str]:
+    """Returns the command that runs `words` on a node, in a folder that stands there too.
+
+    It first reads variables, `as_input`, from its standard input; the rest of that is for `words`.
+    """
+    script = f"{READ_VARIABLES}; cd {shlex.quote(str(folder))} && exec {shlex.join(words)}"
+    return ["ssh", *OPTIONS, host, f"exec sh -c {shlex.quote(script)}"]
+
+
+def as_input(variables: Mapping[str, str]) -> str:
+    """Returns what a remote command reads first: a line for each variable, then an empty one."""
+    return "".join(f"{name}={value}\n" for name, value in variables.items()) + "\n"
 
 
 def answers(host: str) -> bool:

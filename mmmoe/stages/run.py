@@ -24,8 +24,13 @@ from mmmoe.stages.stage import run_stage
 _STAGE = TypeAdapter(StageSpec)
 
 
-def run_all(spec: RunSpec, folder: RunFolder) -> None:
+def run_all(spec: RunSpec, folder: RunFolder, again: str | None = None) -> None:
     """Carries out what is left of a run, on every process of it.
+
+    Args:
+        spec: The run's.
+        folder: The run's.
+        again: The command that goes on, if it is not `mmmoe resume`.
 
     Raises:
         Stopped: when a signal asked the run to stop; the state is saved by then.
@@ -34,7 +39,7 @@ def run_all(spec: RunSpec, folder: RunFolder) -> None:
     if dist.world_size() > 1:
         console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
     try:
-        with heartbeat(spec.engine.deadline_s, folder.resume_command(folder.overrides())):
+        with heartbeat(spec.engine.deadline_s, again or folder.again()):
             _carry_out(spec, folder, StopRequest(folder.path / STOP_FILE))
     finally:
         dist.stop()

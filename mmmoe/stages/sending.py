@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from mmmoe.config.load import load
 from mmmoe.log import console
@@ -25,6 +24,9 @@ class Way(Protocol):
     Each of them runs `mmmoe resume FOLDER`, so that a node that starts again, or a job that is queued again, goes on
     and makes no folder of its own.
     """
+
+    option: ClassVar[str]
+    """The option that it is asked for by."""
 
     def world(self, spec: RunSpec) -> int | None:
         """Returns the number of processes, None if that is known later."""
@@ -65,6 +67,8 @@ def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> i
     """
     folder = RunFolder.open(target) if target.is_dir() else None
     spec = load(target, RunSpec, overrides) if folder is None else folder.spec(overrides)
+    if isinstance(way, Torchrun):
+        way.check(spec, is_new=folder is None)
     world = way.world(spec)
     preflight(_at(spec, world))
     path = (RunFolder.next_path(spec) if folder is None else folder.path).absolute()
@@ -78,11 +82,12 @@ def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> i
         console.print(f"run folder: {folder.path}", soft_wrap=True)
     else:
         folder.lock().close()  # in use: told before anything starts; its first process takes it for good
-    folder.record("launched", way=type(way).__name__.lower(), world=world)
+    folder.record("launched", way=type(way).__name__.lower(), world=world, option=way.option)
     status = way.start(spec, folder, kept)
     if status:
-        again = shlex.join(["mmmoe", "launch", str(folder.path), *kept])
-        console.print(f"the run stopped with status {status}; go on with: {again} ...", soft_wrap=True, markup=False)
+        console.print(
+            f"the run stopped with status {status}; go on with: {folder.again()}", soft_wrap=True, markup=False
+        )
     return status
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mmmoe import dist
 from mmmoe.log import console
@@ -17,8 +18,9 @@ from mmmoe.stages.ledger import STOP_FILE, RunFolder
 from mmmoe.stages.options import parse_options
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import FINAL, STOPPED
+from mmmoe.stages.variables import shown, write_private
 
-SCRIPT = "launch.sbatch"
+SCRIPT, VARIABLES = "launch.sbatch", "slurm.env"
 VALUE = r"[\w@%+=:,./()\[\]*~-]*"
 """What a #SBATCH line keeps as it is."""
 
@@ -27,6 +29,7 @@ VALUE = r"[\w@%+=:,./()\[\]*~-]*"
 class Slurm:
     """A job, by sbatch's own options."""
 
+    option: ClassVar[str] = "--slurm ..."
     options: dict[str, str | None]
 
     @classmethod
@@ -65,8 +68,7 @@ class Slurm:
         own |= {"output": "logs/slurm-%j.out", "open-mode": "append", "signal": "TERM@120", "requeue": None}
         lines = [f"#SBATCH --{name}" + ("" if v is None else f"={v}") for name, v in {**own, **self.options}.items()]
         threads = spec.engine.threads
-        variables = {k: shlex.quote(v) for k, v in dist.handed_on(1).items()}
-        variables["OMP_NUM_THREADS"] = str(threads) if threads else '"${SLURM_CPUS_PER_TASK:-1}"'
+        threads_word = str(threads) if threads else '"${SLURM_CPUS_PER_TASK:-1}"'
         final = "|".join(str(status) for status in FINAL if status != STOPPED)
         command = shlex.join([sys.executable, "-m", "mmmoe.cli", "resume", str(folder), *overrides])
         return "\n".join(
@@ -75,7 +77,8 @@ class Slurm:
                 *lines,
                 f"# Written by mmmoe launch. To submit it again: cd {shlex.quote(str(folder))} && sbatch {SCRIPT}",
                 f"cd {shlex.quote(str(Path.cwd()))} || exit 2",
-                *(f"export {name}={value}" for name, value in variables.items()),
+                f". {shlex.quote(str(folder / VARIABLES))} || exit 2",
+                f"export OMP_NUM_THREADS={threads_word}",
                 f"restarts={spec.engine.restarts}",
                 "while true; do",
                 "    # Processes of a run that lost one end by themselves, after saying which: srun is to let them.",
@@ -96,8 +99,9 @@ class Slurm:
         )
 
     def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
-        """Yields the script."""
+        """Yields the script, and what the file of variables beside it will say."""
         yield self.script(spec, folder, overrides)
+        yield f"# {folder / VARIABLES}: {shlex.join(shown(dist.handed_on(1)))}"
 
     def start(self, spec: RunSpec, folder: RunFolder, overrides: list[str]) -> int:
         """Writes the script into the run folder and submits it; returns the exit status.
@@ -106,6 +110,8 @@ class Slurm:
             ValueError: Slurm is not here, or refuses the job.
         """
         path = folder.path.absolute()
+        exports = (f"export {name}={shlex.quote(value)}\n" for name, value in dist.handed_on(1).items())
+        write_private(path / VARIABLES, "".join(exports))
         (path / SCRIPT).write_text(self.script(spec, path, overrides), encoding="utf-8")
         (path / "logs").mkdir(exist_ok=True)
         if not shutil.which("sbatch"):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mmmoe import dist
 from mmmoe.stages.children import Child, wait_for
@@ -21,6 +22,7 @@ from mmmoe.stages.status import STOPPED
 class Torchrun:
     """torchrun, by its own options."""
 
+    option: ClassVar[str] = "--torchrun ..."
     options: dict[str, str | None]
 
     @classmethod
@@ -37,10 +39,32 @@ class Torchrun:
         nodes, each = (self.options.get(name) or "1" for name in ("nnodes", "nproc-per-node"))
         return int(nodes) * int(each) if nodes.isdecimal() and each.isdecimal() else None
 
-    def command(self, spec: RunSpec, folder: Path, overrides: list[str]) -> list[str]:
-        """Returns the command: what torchrun starts goes on with the run, also when torchrun starts it again."""
-        own = {"max-restarts": str(spec.engine.restarts)} if spec.engine.restarts else {}
-        given = [f"--{name}" + ("" if v is None else f"={v}") for name, v in {**own, **self.options}.items()]
+    def check(self, spec: RunSpec, *, is_new: bool) -> None:
+        """Refuses what torchrun cannot do.
+
+        Args:
+            spec: The run's.
+            is_new: It has no folder yet.
+
+        Raises:
+            ValueError: Several nodes would make a folder each, or restarts are asked for.
+        """
+        if is_new and self.options.get("nnodes") not in (None, "1"):
+            raise ValueError(
+                f"--torchrun nnodes={self.options['nnodes']}: the command is given on every node, each would make a "
+                "run folder of its own; begin with torchrun itself, which makes one for all, `torchrun --nnodes ... "
+                "-m mmmoe.cli run CONFIG`, and go on with `mmmoe launch RUN --torchrun ...`"
+            )
+        if spec.engine.restarts or self.options.get("max-restarts") not in (None, "0"):
+            raise ValueError(
+                "torchrun would start again what was stopped on request, or is a mistake to correct, too: set "
+                "engine.restarts=0 and leave max-restarts out. On one machine `mmmoe run` and `mmmoe resume` take "
+                "engine.restarts, over several `mmmoe launch --hostfile` and --slurm do"
+            )
+
+    def command(self, folder: Path, overrides: list[str]) -> list[str]:
+        """Returns the command: what torchrun starts goes on with the run."""
+        given = [f"--{name}" + ("" if v is None else f"={v}") for name, v in self.options.items()]
         return [
             *(sys.executable, "-m", "torch.distributed.run", *given),
             *("-m", "mmmoe.cli", "resume", str(folder), *overrides),
@@ -48,11 +72,11 @@ class Torchrun:
 
     def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
         """Yields the command, for a shell."""
-        yield shlex.join(self.command(spec, folder, overrides))
+        yield shlex.join(self.command(folder, overrides))
 
     def start(self, spec: RunSpec, folder: RunFolder, overrides: list[str]) -> int:
         """Carries the run out; returns the exit status."""
-        command = self.command(spec, folder.path.absolute(), overrides)
+        command = self.command(folder.path.absolute(), overrides)
         process = subprocess.Popen(command, env=dist.with_variables({"HF_HUB_OFFLINE": "1"}))
         # torchrun says 1 whatever its processes said: the ledger knows better.
         status = wait_for([Child("torchrun", process, process.terminate)], spec.engine.deadline_s)

@@ -28,7 +28,7 @@ class Cluster:
         self.ill, self.change, self.hello = ill, change or {}, hello or Said(0, "", "", 0, 0)
         self.clock, self.meeting, self.met = clock, meeting, []
 
-    def __call__(self, command, seconds):
+    def __call__(self, command, seconds, given):
         host, line = command[-2:]
         now = time.time()
         if line.startswith("date"):
@@ -111,7 +111,7 @@ def test_a_node_without_the_project_is_told():
     with pytest.raises(ValueError, match="no report"):
         NodeReport.from_json("bash: python: not found")
 
-    def run(command, seconds):
+    def run(command, seconds, given):
         is_probe = " probe " in command[-1]
         return Said(127 if is_probe else 0, "0", "env: python: No such file or directory" if is_probe else "", 0, 0)
 

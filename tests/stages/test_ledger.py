@@ -79,6 +79,14 @@ def test_an_event_after_a_torn_line_is_not_lost(spec, tmp_path):
     assert list(folder.done()) == ["align"]
 
 
+def test_a_run_that_was_sent_to_nodes_goes_on_by_being_sent_there_again(spec, tmp_path):
+    folder = RunFolder.create(spec, tmp_path / "run")
+    assert folder.again() == f"mmmoe resume {folder.path}"
+    folder.record("launched", way="nodes", world=2, option="--hostfile FILE")
+    folder.record("resumed", overrides=[])
+    assert folder.again() == f"mmmoe launch {folder.path} --hostfile FILE"
+
+
 def test_only_one_process_at_a_time(spec, tmp_path):
     folder = RunFolder.create(spec, tmp_path / "run")
     with folder.lock(), pytest.raises(ValueError, match="in use"):

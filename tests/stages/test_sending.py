@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from remote_toy import make_ssh
 
 from mmmoe.config.load import load
 from mmmoe.paths import project_root
@@ -15,8 +16,9 @@ from mmmoe.stages import sending as module
 from mmmoe.stages.hostfile import Host, Launcher
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.nodes import Nodes
+from mmmoe.stages.remote import READ_VARIABLES, as_input
 from mmmoe.stages.sending import send, way_of
-from mmmoe.stages.slurm import Slurm
+from mmmoe.stages.slurm import VARIABLES, Slurm
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.torchrun import Torchrun
 
@@ -45,11 +47,14 @@ def remote_words(line):
     """Returns the words that a node's own shell makes of an ssh command."""
     command = shlex.split(line)
     assert command[0] == "ssh"
-    return command, shlex.split(command[-1])
+    *shell, script = shlex.split(command[-1])
+    assert shell == ["exec", "sh", "-c"]
+    return command, shlex.split(script.removeprefix(f"{READ_VARIABLES}; "))
 
 
 def test_ssh_starts_each_nodes_share_of_the_processes(spec, tmp_path):
-    lines = list(Nodes(TWO, Launcher.ssh).show(spec, tmp_path / "run", ["a.b=1"]))
+    variables, *lines = Nodes(TWO, Launcher.ssh).show(spec, tmp_path / "run", ["a.b=1"])
+    assert {"OMP_NUM_THREADS=3", "HF_HUB_OFFLINE=1"} <= set(variables.split())
     for line, host, place in zip(lines, ("10.0.0.1", "10.0.0.2"), (["0", "2", "6"], ["2", "4", "6"]), strict=True):
         command, words = remote_words(line)
         assert command[-2] == host
@@ -58,8 +63,6 @@ def test_ssh_starts_each_nodes_share_of_the_processes(spec, tmp_path):
         begin = words.index(sys.executable)
         assert words[begin + 1 : begin + 5] == ["-m", "mmmoe.cli", "node", str(tmp_path / "run")]
         assert words[begin + 5 :] == [*place, "10.0.0.1", "29500", "a.b=1"]
-        assert "OMP_NUM_THREADS=3" in words
-        assert "HF_HUB_OFFLINE=1" in words
 
 
 @pytest.mark.usefixtures("with_pdsh")
@@ -82,16 +85,21 @@ def test_pdsh_is_deepspeeds_launcher_on_the_hostfile(spec, monkeypatch):
 @pytest.mark.usefixtures("with_pdsh")
 def test_words_that_pdsh_would_not_quote_go_by_ssh_and_are_refused_if_it_is_asked_for(spec, tmp_path):
     lines = list(Nodes(TWO).show(spec, tmp_path / HOSTILE, ["a={b: 1}"]))
-    assert all(line.startswith("ssh ") for line in lines)
+    assert all(line.startswith("ssh ") for line in lines[1:])
     with pytest.raises(ValueError, match="pdsh cannot hand"):
         list(Nodes(TWO, Launcher.pdsh).show(spec, tmp_path / HOSTILE, []))
 
 
 def test_a_hostile_folder_runs_nothing_on_a_node(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = next(Nodes(TWO, Launcher.ssh).show(spec, tmp_path / HOSTILE, [HOSTILE]))
-    script = shlex.split(line)[-1].replace(sys.executable, "printf '%s\\n'", 1)
-    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    line = list(Nodes(TWO, Launcher.ssh).show(spec, tmp_path / HOSTILE, [HOSTILE]))[1]
+    (tmp_path / "say").write_text('#!/bin/sh\nprintf \'%s\\n\' "$@" "$ODD"\n')
+    (tmp_path / "say").chmod(0o755)
+    script = shlex.split(line)[-1].replace(sys.executable, str(tmp_path / "say"), 1)
+    given = as_input({"ODD": HOSTILE})
+    done = subprocess.run(["sh", "-c", script], input=given, capture_output=True, text=True, check=True)
+    *said, odd = done.stdout.splitlines()
+    assert odd == HOSTILE
     assert said[3] == str(tmp_path / HOSTILE)
     assert said[-1] == HOSTILE
     assert not (tmp_path / "HURT").exists()
@@ -104,6 +112,8 @@ def test_a_hostile_folder_runs_nothing_in_a_slurm_job(spec, tmp_path, monkeypatc
     for name, text in {"srun": "printf '%s\\n' \"$@\"; exit 75", "scontrol": 'echo scontrol "$@"'}.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / HOSTILE).mkdir(parents=True)
+    (tmp_path / HOSTILE / VARIABLES).touch()
     script = Slurm.of(["nodes=2"]).script(spec, tmp_path / HOSTILE, [HOSTILE])
     environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "77"}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
@@ -125,6 +135,7 @@ def test_a_job_tries_again_only_what_may_help(spec, tmp_path, statuses, expected
     for name, text in {"srun": take, "scontrol": "echo requeued"}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
+    (tmp_path / VARIABLES).touch()
     script = Slurm.of(["nodes=2"]).script(spec, tmp_path, [])
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
@@ -139,6 +150,7 @@ def test_a_job_that_was_stopped_by_its_file_is_not_queued_again(spec, tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    (tmp_path / VARIABLES).touch()
     script = Slurm.of(["nodes=2"]).script(spec, tmp_path, [])
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (75, "")
@@ -172,12 +184,81 @@ def test_the_number_of_processes_is_known_where_it_is_declared(spec):
     assert Torchrun.of(["nproc-per-node=gpu"]).world(spec) is None
 
 
-def test_torchrun_gets_its_options_and_the_restarts(spec, tmp_path):
-    command = Torchrun.of(["nnodes=2", "rdzv-endpoint=10.0.0.1:29500"]).command(spec, tmp_path, ["a=b c"])
+def test_torchrun_gets_its_options_and_is_never_asked_to_restart(spec, tmp_path):
+    command = Torchrun.of(["nnodes=2", "rdzv-endpoint=10.0.0.1:29500"]).command(tmp_path, ["a=b c"])
     assert command[1:3] == ["-m", "torch.distributed.run"]
-    assert {"--max-restarts=2", "--nnodes=2", "--rdzv-endpoint=10.0.0.1:29500"} <= set(command)
+    assert {"--nnodes=2", "--rdzv-endpoint=10.0.0.1:29500"} <= set(command)
+    assert not [word for word in command if "restarts" in word]
     assert command[-5:] == ["-m", "mmmoe.cli", "resume", str(tmp_path), "a=b c"]
-    assert "--max-restarts=0" in Torchrun.of(["max-restarts=0"]).command(spec, tmp_path, [])
+
+
+@pytest.mark.usefixtures("sound")
+@pytest.mark.parametrize(
+    ("words", "overrides", "said"),
+    [
+        (["nproc-per-node=2"], ["engine.restarts=1"], "set engine.restarts=0"),
+        (["nproc-per-node=2", "max-restarts=3"], [], "leave max-restarts out"),
+        (["nnodes=2"], [], r"nnodes=2: the command is given on every node"),
+        (["nnodes=1:4"], [], r"nnodes=1:4: the command is given on every node"),
+    ],
+)
+def test_what_torchrun_cannot_do_is_told_before_a_folder_is_made(tmp_path, words, overrides, said):
+    with pytest.raises(ValueError, match=said):
+        send(CONFIG, [f"runs={tmp_path}", *overrides], Torchrun.of(words), only_print=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("sound")
+def test_several_nodes_of_torchrun_go_on_with_one_folder(tmp_path, monkeypatch):
+    folder = RunFolder.create(load(CONFIG, RunSpec), tmp_path / "run")
+    monkeypatch.setattr(Torchrun, "start", lambda self, spec, folder, overrides: 1)
+    assert send(folder.path, [], Torchrun.of(["nnodes=2"]), only_print=False) == 1
+    assert folder.again() == f"mmmoe launch {folder.path} --torchrun ..."
+
+
+@pytest.fixture
+def with_secret(tmp_path, monkeypatch):
+    """Declares a password for the nodes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".deepspeed_env").write_text("MY_PASSWORD=open-sesame\n")
+
+
+@pytest.mark.usefixtures("with_secret")
+@pytest.mark.parametrize("way", [Nodes(TWO, Launcher.ssh), Nodes(TWO, Launcher.pdsh), Slurm.of(["nodes=2"])])
+def test_secrets_of_the_variables_are_not_shown(spec, way):
+    shown = "\n".join(way.show(spec, project_root() / "runs/plain", []))
+    assert "MY_PASSWORD=" in shown
+    assert "open-sesame" not in shown
+
+
+@pytest.mark.usefixtures("with_secret")
+def test_secrets_reach_a_node_and_stand_in_no_command_line(spec, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    make_ssh(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(nodes_module.sys, "executable", str(tmp_path / "node"))
+    (tmp_path / "node").write_text('#!/bin/sh\necho "$MY_PASSWORD" > got; cat > rest')
+    (tmp_path / "node").chmod(0o755)
+    attempt = nodes_module._Attempt(spec, tmp_path / "run", [], [Host("one", 1)], "10.0.0.1", 29500)
+    (command,) = attempt.by_ssh()
+    assert "open-sesame" not in " ".join(command)
+    node = nodes_module._node("one", command, as_input(attempt.variables()).encode())
+    node.ask()
+    assert node.process.wait(20) == 0
+    assert (tmp_path / "got").read_text() == "open-sesame\n"
+    assert (tmp_path / "rest").read_text() == ""
+
+
+@pytest.mark.usefixtures("with_secret", "sound")
+def test_a_jobs_variables_are_for_their_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmmoe.stages.slurm.shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match="sbatch is not here"):
+        send(CONFIG, [f"runs={tmp_path}"], Slurm.of(["nodes=2"]), only_print=False)
+    folder = tmp_path / "llava_mole_tiny"
+    assert "open-sesame" not in (folder / "launch.sbatch").read_text()
+    assert "export MY_PASSWORD=open-sesame\n" in (folder / VARIABLES).read_text()
+    assert (folder / VARIABLES).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(module.dist, "as_on_first", as_on_first)
     monkeypatch.setattr(launcher, "preflight", lambda spec: None)
     monkeypatch.setattr(launcher, "write_report", lambda path: path / "report.html")
-    monkeypatch.setattr(launcher, "run_all", lambda spec, folder: carried.append(folder.path))
+    monkeypatch.setattr(launcher, "run_all", lambda spec, folder, again: carried.append(folder.path))
     return carried
 
 
@@ -66,6 +66,15 @@ def test_only_the_first_process_holds_the_folder_and_writes_the_ledger(folder, l
     folder.lock().close()
 
 
+def test_a_process_that_was_given_another_folder_than_the_first_refuses(folder, spec, tmp_path, launched, monkeypatch):
+    other = RunFolder.create(spec, tmp_path / "other")
+    assert module.start_again(folder.path, []) == 0
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ValueError, match=r"the first process goes on with .*run and this one with .*other"):
+        module.start_again(other.path, [])
+    assert launched == [folder.path]
+
+
 def test_a_new_run_has_one_folder(spec, tmp_path, launched, monkeypatch):
     here = spec.model_copy(update={"runs": str(tmp_path)})
     assert module.start_new(here) == 0
@@ -81,7 +90,7 @@ def test_the_command_that_goes_on_has_the_overrides(folder, monkeypatch, capfd):
     assert module.carry_out(folder.spec(), folder, overrides) == 1
     command = shlex.join(["mmmoe", "resume", str(folder.path), *overrides])
     assert f"go on with: {command}" in capfd.readouterr().err
-    assert folder.resume_command(folder.overrides()) == command
+    assert folder.again() == command
 
 
 def test_a_local_run_that_dies_is_started_again_and_reported_once(folder, spec, monkeypatch):

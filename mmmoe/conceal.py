@@ -10,7 +10,7 @@ _STRONG = r"(?:api|access|secret|private|account|wandb)[_-]?key|passwords?|passw
 # and no words: letters and digits take turns, or a digit stands in what no mark divides.
 _TURNS = r"[a-z]\d+[a-z]+\d|\d[a-z]+\d+[a-z]|(?<![a-z0-9])(?=[a-z0-9]{20})[a-z]*\d"
 _MARKS = r"[a-z0-9_.~+/=-]"
-_TOKEN, _LONG = r"(?:[a-z0-9]+[_-])*token", rf"(?={_MARKS}*?(?:{_TURNS})){_MARKS}{{20,}}"
+_TOKEN, _LONG = r"(?:[a-z0-9]+[_-])*token", rf"(?={_MARKS}{{0,99}}?(?:{_TURNS})){_MARKS}{{20,}}"
 _NAME = re.compile(rf"^(?:(?P<strong>(?:[a-z0-9]+[_-])*(?:{_STRONG}))|{_TOKEN})$", re.IGNORECASE)
 # Whoever logs in by ssh gives a name alone. A password may hold a slash; what follows a host may be a port.
 _ADDRESS = re.compile(

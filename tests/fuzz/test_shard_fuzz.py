@@ -161,7 +161,7 @@ def test_indexes_that_lie_do_not_lead_out_of_the_tar(fuzz, tmp_path):
         (lambda sound: header("a.json", size=20 * 2**20) + bytes(1024), "more than the limit"),
         (lambda sound: header("a.json") * 2 + bytes(1024), "stands there twice"),
         (lambda sound: b"".join([header("l", tarfile.GNUTYPE_LONGNAME, 512) + bytes(512)] * 2000), "cut off"),
-        (lambda sound: header("\udcff.json") + bytes(1024), "can't decode"),
+        (lambda sound: header("\udcff.json") + bytes(1024), "is not UTF-8"),
     ],
 )
 def test_what_a_tar_must_not_be(tmp_path, content, said):

@@ -51,7 +51,10 @@ class RunFolder:
             raise ValueError(f"{path} exists and is not empty; continue it with `mmmoe resume {path}` or name another")
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
-        (path / SPEC_FILE).write_text(dump(spec), encoding="utf-8")
+        with (path / SPEC_FILE).open("w", encoding="utf-8") as file:
+            file.write(dump(spec))
+            file.flush()
+            os.fsync(file.fileno())  # a ledger without its declaration would be worth nothing
         folder.record("created", name=spec.name)
         return folder
 

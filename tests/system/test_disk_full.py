@@ -12,12 +12,12 @@ from timeline import PLACES, Moment, check_same, events_of, hit, overrides, wait
 
 MISTAKE, NO_ROOM, STOPPED = 2, 4, 75
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 LONG = [
     "engine.kind=local",
     "engine.processes=1",
     "stages.mole.training.steps=60",
-    "stages.mole.training.checkpoint.every=10",
+    "stages.mole.training.checkpoint.every=5",
     "evaluation=null",
 ]
 """A stage with time for a disk to fill in."""
@@ -45,23 +45,24 @@ def pad_ledger(run: Path, room: int) -> None:
         file.write(line.replace('""', f'"{" " * blank}"'))
 
 
+@pytest.mark.slow
 def test_disk_that_fills_before_a_checkpoint_costs_no_step_before_it(project, warm, tmp_path, whole):
     with small_disk(tmp_path / "disk", 16) as disk:
         run = disk.path / "runs/small"
         command = warm.start("run", project, *settings(tmp_path, disk.path))
-        saved = run / "stages/mole/checkpoints/step_000010"
-        while not saved.is_dir():
-            assert command.status() is None, command.said()
+        wait_for(command, run, ("mole", 8))  # some steps after the checkpoint, which is written beside them
         disk.fill(leave=64 * PAGE)  # lines of metrics fit in, no checkpoint does
         said = command.finish(NO_ROOM)
         assert "no room to write checkpoint" in " ".join(said.split())
         disk.make_room()
         warm.start("resume", run).finish()
         last = [event for event in events_of(run) if event["event"] == "stage_started"][-1]
-        assert (last["stage"], last["step"]) == ("mole", 10)
+        assert last["stage"] == "mole"
+        assert last["step"] in range(5, 60, 5)
         check_same(run, whole)
 
 
+@pytest.mark.slow
 def test_disk_that_fills_under_the_metrics_ends_the_run_with_its_status(project, warm, tmp_path, whole):
     with small_disk(tmp_path / "disk", 16) as disk:
         run = disk.path / "runs/small"
@@ -78,12 +79,16 @@ def test_disk_that_fills_under_the_metrics_ends_the_run_with_its_status(project,
 
 
 @pytest.mark.parametrize(
-    ("pages", "room", "lines"),
-    [(0, 0, 0), (1, 0, 0), (1, 100, 1), (2, 100, 1)],
-    ids=["lock", "ledger, resumed", "metrics", "ledger, stage_started"],
+    ("pages", "room"),
+    [
+        pytest.param(0, 0, marks=pytest.mark.long, id="lock"),
+        pytest.param(1, 0, marks=pytest.mark.slow, id="resumed"),
+        pytest.param(1, 100, marks=pytest.mark.long, id="metrics"),
+        pytest.param(2, 100, marks=pytest.mark.long, id="stage_started"),
+    ],
 )
 def test_disk_that_is_full_at_any_of_the_first_writes_of_a_resume_loses_nothing_before_it(
-    project, warm, tmp_path, whole, pages, room, lines
+    project, warm, tmp_path, whole, pages, room
 ):
     with small_disk(tmp_path / "disk", 16) as disk:
         run = disk.path / "runs/small"
@@ -96,15 +101,20 @@ def test_disk_that_is_full_at_any_of_the_first_writes_of_a_resume_loses_nothing_
         assert INTACT in " ".join(said.split())
         kept = [event for event in events_of(run) if event["event"] != "padding"]
         assert kept[: len(before)] == before
-        # Where the lock stands in its page already the last of these writes finds the room of one more.
         written = [event["event"] for event in kept[len(before) :]]
-        assert (written[:lines], set(written[lines:]) - {"stage_started"}) == (["resumed"] * lines, set())
+        assert written == ["resumed", "stage_started"][: len(written)]
         disk.make_room()
         warm.start("resume", run).finish()
         check_same(run, whole)
 
 
-@pytest.mark.parametrize(("leave", "status", "told"), [(2 * PAGE, MISTAKE, "make room"), (500_000, NO_ROOM, INTACT)])
+@pytest.mark.parametrize(
+    ("leave", "status", "told"),
+    [
+        pytest.param(2 * PAGE, MISTAKE, "make room", marks=pytest.mark.long, id="seen before"),
+        pytest.param(500_000, NO_ROOM, INTACT, marks=pytest.mark.slow, id="met while writing"),
+    ],
+)
 def test_cache_that_finds_no_room_ends_the_run_with_what_to_do(project, warm, tmp_path, whole, leave, status, told):
     with small_disk(tmp_path / "disk", 16) as disk:
         disk.fill(leave)
@@ -117,12 +127,13 @@ def test_cache_that_finds_no_room_ends_the_run_with_what_to_do(project, warm, tm
         check_same(own / "runs/small", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(missing("mkfs.ext4", "e2fsck", "findmnt")), reason=missing("mkfs.ext4", "e2fsck", "findmnt"))
 def test_disk_that_turns_read_only_in_mid_run_ends_it_with_its_status(project, warm, tmp_path, whole):
     with breaking_disk(tmp_path / "disk", 32) as disk:
         run = disk.path / "runs/small"
         command = warm.start("run", project, *settings(tmp_path, disk.path))
-        wait_for(command, run, ("mole", 10))
+        wait_for(command, run, ("mole", 8))
         disk.break_down()
         said = command.finish(NO_ROOM)
         assert INTACT in " ".join(said.split())

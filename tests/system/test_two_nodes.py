@@ -97,7 +97,7 @@ def test_deepspeed_over_two_nodes_trains_as_one_machine_and_survives_a_cut(
         said = " ".join((logs + output.read_text()).split())
         assert "process 0 on node1: process 1 on node2 has been silent for" in said
         assert "process 1 on node2: process 0 on node1 has not answered for" in said
-        assert f"Go on with `mmmoe resume {run}`" in said
+        assert f"Go on with `LAUNCHER ... mmmoe.cli resume {run}`" in said
         assert ended(process, output, 60) != 0
     finally:
         nodes[1].mend()

@@ -111,8 +111,8 @@ def test_a_run_that_was_cut_off_resumes_with_the_same_noise(project, run, monkey
     """Of a drawing's loss noise, step and blindness are drawn anew in every step: from (seed, step, process) alone."""
     (spec, folder), save = made(project, "cut", "evaluation=null"), StageSaver.save
 
-    def save_and_end(saver, step):
-        save(saver, step)
+    def save_and_end(saver, step, scores):
+        save(saver, step, scores)
         if (saver._name, step) == ("tune", 3):
             saver.wait()
             raise Cut

@@ -16,7 +16,7 @@ from timeline import PLACES, check_same, events_of, overrides, passed
 
 from mmmoe.config.load import load
 from mmmoe.stages.run import STOP_FILE
-from mmmoe.stages.slurm import SCRIPT, Slurm
+from mmmoe.stages.slurm import SCRIPT, VARIABLES, Slurm
 from mmmoe.stages.spec import RunSpec
 
 SETTINGS = ["engine.kind=deepspeed", "evaluation=null"]
@@ -71,6 +71,7 @@ def job(project, tmp_path):
     def run(*statuses: int, restarts: int = 0, stop_file: bool = False) -> tuple[int, list[str]]:
         spec = load(project, RunSpec, [f"engine.restarts={restarts}"])
         script = tmp_path / "launch.sbatch"
+        (folder / VARIABLES).touch()
         script.write_text(Slurm.of(["nodes=2"]).script(spec, folder, ["engine.zero=2"]))
         record.write_text("")
         (tmp_path / "statuses").write_text("".join(f"{status}\n" for status in statuses))

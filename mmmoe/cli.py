@@ -74,12 +74,9 @@ def work_on(folder: Folder, overrides: Overrides = None) -> None:
     """One process of a run that goes on; started by resume. It looks first whether the run can work."""
     from mmmoe.stages.ledger import RunFolder
     from mmmoe.stages.preflight import preflight
-    from mmmoe.stages.run import run_all
 
-    run_folder = RunFolder.open(folder)
-    spec = run_folder.spec(overrides)
-    preflight(spec)
-    run_all(spec, run_folder)
+    preflight(RunFolder.open(folder).spec(overrides))
+    work(folder, overrides)
 
 
 @app.command()

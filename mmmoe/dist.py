@@ -46,7 +46,7 @@ def world_size() -> int:
 
 
 def is_launched() -> bool:
-    """Says whether a launcher (deepspeed, torchrun, slurm through ours) started this process."""
+    """Says whether a launcher (deepspeed, torchrun, srun, ours) started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -132,7 +132,9 @@ def allow(deadline_s: float) -> None:
     """Sets the longest wait of the process group from now on, in a collective and for what opens another group."""
     if torch_dist.is_initialized():
         limit = timedelta(seconds=deadline_s)
-        torch_dist.distributed_c10d._set_pg_timeout(limit)
+        # Older torch has it under another name, which newer torch warns of.
+        set_timeout = getattr(torch_dist, "set_timeout", None) or torch_dist.distributed_c10d._set_pg_timeout
+        set_timeout(limit)
         torch_dist.distributed_c10d._get_default_store().set_timeout(limit)
 
 
@@ -236,10 +238,13 @@ def handed_on(threads: int) -> dict[str, str]:
         lines += file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {
         **{found[1]: found[2] for found in map(VARIABLE.fullmatch, lines) if found},
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
+        **_own(threads),
     }
+
+
+def _own(threads: int) -> dict[str, str]:
+    """Returns the variables that every process of ours gets."""
+    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 def with_variables(variables: Mapping[str, str]) -> dict[str, str]:
@@ -274,7 +279,5 @@ def child_environment(
     return {
         **os.environ,
         **place_variables(rank, rank if local_rank is None else local_rank, world_size, address, port),
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
+        **_own(threads),
     }

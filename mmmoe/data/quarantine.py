@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmmoe import lines
 from mmmoe.log import logger
 
 SHOWN = 10
@@ -64,11 +65,7 @@ class Quarantine:
         self._own[_identity(bad)] = bad
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab+") as stream:
-                # A kill or a full disk may have cut the last line short; it must not take this one with it.
-                torn = stream.tell() > 0 and not self._path.read_bytes().endswith(b"\n")
-                line = json.dumps(asdict(bad), ensure_ascii=False) + "\n"
-                stream.write((b"\n" if torn else b"") + line.encode())
+            lines.append(self._path, asdict(bad))
 
     def read(self) -> list[BadSample]:
         """Returns all bad samples, those of the other processes included, each once."""

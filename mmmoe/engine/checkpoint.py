@@ -162,8 +162,8 @@ def latest_valid(folder: Path) -> Path | None:
 def read_state(path: Path) -> CheckpointState | None:
     """Returns what a checkpoint says of itself, its hashes unseen; None where that cannot be read."""
     try:
-        return CheckpointState(**json.loads((path / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return _state(path)
+    except (OSError, ValueError):
         return None
 
 

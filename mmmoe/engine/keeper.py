@@ -102,8 +102,8 @@ class CheckpointKeeper:
             check: looks at it before; what it raises is raised, and the engine is left as it was.
         """
         found = self._look() if dist.rank() == 0 else None
-        told = dist.gather_objects(found)[0]
-        if not isinstance(told, tuple):
+        told = dist.as_on_first(found)
+        if told is None:
             return None
         path, self._best = told
         held = checkpoint.read(path)

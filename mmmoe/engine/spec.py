@@ -23,7 +23,8 @@ class EngineSpec(Spec):
     """Seconds within which a process that is dead, frozen or out of reach is found, and the others stop."""
     restarts: int = Field(default=0, ge=0)
     """How often `mmmoe run`, `resume` and `launch` start a run again from its last checkpoint after a process died of
-    something that is no mistake of yours; `launch --hostfile` leaves nodes out that do not answer any more."""
+    something that is no mistake of yours. `launch --hostfile` leaves nodes out that do not answer any more; torchrun
+    cannot (`launch --torchrun` refuses it)."""
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage of DeepSpeed."""
     ep_size: int = Field(default=1, ge=1)

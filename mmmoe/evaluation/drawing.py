@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmmoe.evaluation.clip_score import ClipJudge, clip_score
-from mmmoe.evaluation.frechet import distance_of_sets
+from mmmoe.evaluation.frechet import Extractor, distance_of_sets
 from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.writing import closeness, filtered, is_same
 
@@ -25,11 +25,12 @@ class Reader(Protocol):
 
 
 class Jury:
-    """Who looks at drawn pictures: a reader of text, and a CLIP where one is given; each is loaded once."""
+    """Who looks at drawn pictures: a reader of text, a CLIP and FID's network where they are given, loaded once."""
 
-    def __init__(self, reader: Reader, clip: ClipJudge | None = None) -> None:
+    def __init__(self, reader: Reader, clip: ClipJudge | None = None, inception: Extractor | None = None) -> None:
         self.reader = reader
         self.clip = clip
+        self.inception = inception
         self._ceilings: dict[tuple[Path | None, ...], float | None] = {}
 
     def measures(self, questions: Sequence[Question], texts: Sequence[str], paths: Sequence[str]) -> dict[str, float]:
@@ -47,7 +48,13 @@ class Jury:
         best = self._ceilings[references]
         if best is not None:
             found["judge"] = best
-        return found if self.clip is None else found | clip_measures(self.clip, paths, questions)
+        if self.clip is None and self.inception is None:
+            return found
+        drawn_I3HW = _pixels(paths)
+        score = clip_score(drawn_I3HW, [question.text for question in questions], self.clip)
+        eyes = {"frechet": None if self.clip is None else self.clip.images, "fid": self.inception}
+        distances = {name: _from_references(drawn_I3HW, questions, eye) for name, eye in eyes.items()}
+        return found | {name: x for name, x in {"clip_score": score, **distances}.items() if x is not None}
 
 
 def likeness(texts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
@@ -90,16 +97,12 @@ def ceiling(reader: Reader, questions: Sequence[Question]) -> float | None:
     return _mean([is_same(text, question.answer) for text, question in zip(texts, questions, strict=True)])
 
 
-def clip_measures(judge: ClipJudge, paths: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
-    """Returns how drawn pictures fit their prompts, and how far they are from the references where all have one."""
-    drawn_I3HW = _pixels(paths)
-    score = clip_score(drawn_I3HW, [question.text for question in questions], judge)
-    found = {} if score is None else {"clip_score": score}
+def _from_references(drawn_I3HW: Tensor, questions: Sequence[Question], extractor: Extractor | None) -> float | None:
+    """Returns how far drawn pictures are from the references; None where not all have one, or nobody looks."""
     references = [str(question.reference) for question in questions if question.reference is not None]
-    if len(references) < len(questions) or len(questions) < 2:
-        return found
-    distance = distance_of_sets(drawn_I3HW, _pixels(references), judge.images)
-    return found if distance is None else found | {"frechet": distance}
+    if extractor is None or len(references) < len(questions) or len(questions) < 2:
+        return None
+    return distance_of_sets(drawn_I3HW, _pixels(references), extractor)
 
 
 def _pixels(paths: Sequence[str]) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 Rows = npt.NDArray[np.float64]
 Extractor = Callable[[Tensor], Tensor]
-"""From pixels (I, 3, H, W) in 0..1 to features (I, C): FID's own is an Inception network, whose weights nobody ships
-with a package; scores of other extractors compare with themselves alone."""
+"""From pixels (I, 3, H, W) in 0..1 to features (I, C): FID's own is an Inception network (`inception`); scores of other
+extractors compare with themselves alone."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,8 @@ def frechet_distance(a: Spread, b: Spread) -> float:
     return max(0.0, float(distance))
 
 
-def distance_of_sets(
-    drawn_I3HW: Tensor, real_I3HW: Tensor, extractor: Extractor | None, batch: int = 64
-) -> float | None:
-    """Returns the distance of two sets of images by an extractor's features; None (not run) where there is none."""
-    if extractor is None:
-        return None
+def distance_of_sets(drawn_I3HW: Tensor, real_I3HW: Tensor, extractor: Extractor, batch: int = 64) -> float:
+    """Returns the distance of two sets of images by an extractor's features."""
     return frechet_distance(*(_seen(images_I3HW, extractor, batch) for images_I3HW in (drawn_I3HW, real_I3HW)))
 
 

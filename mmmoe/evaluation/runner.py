@@ -19,6 +19,7 @@ from mmmoe.evaluation.answers import Answer, Reply, write_answers
 from mmmoe.evaluation.clip_score import ClipJudge
 from mmmoe.evaluation.drawing import Jury, as_picture, save
 from mmmoe.evaluation.grading import Sitting, gradable, graded, score_row
+from mmmoe.evaluation.inception import inception
 from mmmoe.evaluation.judge import OcrJudge
 from mmmoe.evaluation.questions import Exam, Question, load_questions
 from mmmoe.evaluation.responses import RESPONSES, Responses, folder_of
@@ -192,8 +193,12 @@ def _jury(subject: Subject, spec: EvaluationSpec) -> Jury | None:
     if not subject.draws:
         raise ValueError(f"benchmark {drawn[0]!r} is of kind drawing, but the model draws no images; leave it out")
     assert spec.drawing is not None, "the spec asks for one"
-    clip = spec.drawing.clip
-    return Jury(OcrJudge(spec.drawing.judge), None if clip is None else ClipJudge.load(clip.name, clip.path))
+    clip, fid = spec.drawing.clip, spec.drawing.fid
+    return Jury(
+        OcrJudge(spec.drawing.judge),
+        None if clip is None else ClipJudge.load(clip.name, clip.path),
+        None if fid is None else inception(fid),
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from mmmoe.config.spec import Spec
 from mmmoe.evaluation.metrics.registry import metric_of
 from mmmoe.evaluation.prompts import check_prompt
+from mmmoe.models.towers.spec import OnnxTowerSpec
 
 RoutingMode = Literal["predicted", "labels", "random", "random_one", "none", "all"] | list[str]
 
@@ -168,7 +169,10 @@ class DrawingSpec(Spec):
     """ONNX file of a recogniser of lines of text (PaddleOCR's form), which reads what was drawn."""
     clip: ClipSpec | None = None
     """Measures how pictures fit their prompts (CLIP score), and by its features how far they are as a set from the
-    reference pictures (a Frechet distance; FID proper takes an Inception network's); null: both are not run."""
+    reference pictures (a Frechet distance); null: both are not run."""
+    fid: OnnxTowerSpec | None = None
+    """FID's own Inception network, exported to ONNX with its pooled features as output (grid [1, 1], 2048 channels,
+    image_size 299): how far pictures are from the references as the papers measure it; null: not run."""
     steps: int | None = Field(default=None, ge=1)
     """Steps of the sampler; null: as the model's decoder declares."""
     guidance: float | None = Field(default=None, ge=0.0)

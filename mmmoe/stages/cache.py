@@ -59,7 +59,7 @@ class StageCache:
                     os.utime(self.path)
             except (ValueError, OSError) as error:
                 logger().warning("the kept result %s cannot be used and will be made anew: %s", self.path, error)
-        return bool(dist.gather_objects(found)[0])
+        return dist.as_on_first(found)
 
     def store(self, final: Path) -> None:
         """Keeps a finished stage's folder; where there is no room the run goes on without."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ def evaluate_again(path: Path, overrides: list[str]) -> None:
     else:
         # A stage's best checkpoint stands beside its last; so do their scores.
         out = path.parent / (name if path.name == "final" else f"{path.name}_{name}")
-    with heartbeat(spec.engine.deadline_s, f"mmmoe eval {path}"):
+    with heartbeat(spec.engine.deadline_s, shlex.join(["mmmoe", "eval", str(path), *overrides])):
         evaluate_checkpoint(final, spec.evaluation, out, Path(spec.cache))
         dist.barrier()
     dist.stop()

@@ -71,7 +71,7 @@ def make_room(run: RunSpec, stage: StageSpec, model: SplicedModel, sources: Sequ
                 refusal = f"stage {stage.name}: {error}", error.errno
         if refusal is None and any(need.missing for need in needs):
             console.print(needs_table(stage.name, needs))
-    told = dist.gather_objects(refusal)[0]
+    told = dist.as_on_first(refusal)
     if isinstance(told, tuple):
         text, number = told
         # A full disk and one that cannot be written end a run otherwise than a mistake does.

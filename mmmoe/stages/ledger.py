@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mmmoe import lines
 from mmmoe.config.load import dump, load
 from mmmoe.stages.lock import FolderLock
 from mmmoe.stages.spec import RunSpec
@@ -90,17 +91,8 @@ class RunFolder:
 
     def record(self, event: str, **fields: Any) -> None:
         """Appends an event and makes sure that it is on disk."""
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields}) + "\n"
-        with (self.path / LEDGER_FILE).open("ab+") as file:
-            # A crash may have cut the last line short; it must not take this one with it.
-            if file.tell() and not self._ends_whole():
-                file.write(b"\n")
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _ends_whole(self) -> bool:
-        return (self.path / LEDGER_FILE).read_bytes().endswith(b"\n")
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields}
+        lines.append(self.path / LEDGER_FILE, line, durable=True)
 
     def events(self) -> list[dict[str, Any]]:
         """Returns all events; a last line cut short by a crash is left out."""

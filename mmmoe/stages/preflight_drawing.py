@@ -14,6 +14,7 @@ from mmmoe.evaluation.spec import EvaluationSpec
 from mmmoe.models.language import tokenizer_folder
 from mmmoe.models.lora.spec import SlideLoRASpec
 from mmmoe.models.spec import ModelSpec, TextHarmonySpec
+from mmmoe.models.weights import weight_problems
 from mmmoe.stages.handover import adapters_in
 from mmmoe.stages.spec import RunSpec, StageSpec
 
@@ -133,3 +134,5 @@ def _of_evaluation(run: RunSpec, evaluation: EvaluationSpec) -> Iterator[str]:
         yield f"drawing.judge: reading the file needs the package {RUNTIME}: pip install 'mmmoe[onnx]'"
     if clip is not None and not paths.resolve(clip.path).is_file():
         yield f"drawing.clip.path: no file {clip.path}; put the safetensors of a CLIP there, or leave clip out"
+    if evaluation.drawing.fid is not None:
+        yield from (f"drawing.fid.{text}" for text in weight_problems(evaluation.drawing.fid))

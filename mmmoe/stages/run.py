@@ -116,4 +116,4 @@ def _is_finished(stage: StageSpec, final: Path, heritage: Heritage | None, parts
         parent = heritage.checkpoint.digest if heritage else None
         found = redeclared(_STAGE, state.spec.get("stage")) == stage.model_dump(mode="json") and state.parent == parent
         found = found and state.extra.get("parts", {}) == digests(parts)
-    return bool(dist.gather_objects(found)[0])
+    return dist.as_on_first(found)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
+from mmmoe.evaluation.drawing import Jury, as_picture
 from mmmoe.evaluation.frechet import Spread, distance_of_sets, frechet_distance, spread
+from mmmoe.evaluation.inception import inception
+from mmmoe.evaluation.questions import Question
+from mmmoe.models.towers.spec import OnnxTowerSpec
 
 
 def gaussian(mean, covariance):
@@ -59,7 +65,6 @@ def test_sets_of_images_by_an_extractor_and_without():
     found = distance_of_sets(pixels, pixels * 0.5, means, batch=32)
     rows = pixels.double().mean((2, 3)).numpy()
     assert found == pytest.approx(frechet_distance(spread(rows), spread(rows * 0.5)), rel=1e-4)
-    assert distance_of_sets(pixels, pixels, None) is None
 
 
 def test_features_that_make_no_spread_are_refused():
@@ -67,3 +72,46 @@ def test_features_that_make_no_spread_are_refused():
         spread(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="not finite"):
         spread(np.array([[1.0], [np.nan]]))
+
+
+def test_fid_takes_its_networks_features_of_pictures_resized_and_normalised(tmp_path):
+    """The network is a small one with one pooled cell, as Inception's last has."""
+    weight = np.random.default_rng(3).normal(size=(5, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["pixels", "weight"], ["cells"]),
+        helper.make_node("GlobalAveragePool", ["cells"], ["pooled"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "inception",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["N", 5, 1, 1])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "fid.onnx"
+    )
+    half = (0.5, 0.5, 0.5)
+    declared = {"output": "pooled", "channels": 5, "grid": (1, 1), "image_size": 8, "mean": half, "std": half}
+    extractor = inception(OnnxTowerSpec(path=str(tmp_path / "fid.onnx"), **declared))
+    pixels = torch.rand(6, 3, 4, 4)
+    fitted = torch.nn.functional.interpolate(pixels, (8, 8), mode="bilinear", align_corners=False) * 2 - 1
+    expected = fitted.mean((2, 3)) @ torch.from_numpy(weight[:, :, 0, 0]).T
+    torch.testing.assert_close(extractor(pixels), expected, rtol=1e-5, atol=1e-6)
+    questions = [Question(str(n), "draw", "x", reference=tmp_path / f"{n}.png") for n in range(6)]
+    for number, one in enumerate(pixels):
+        as_picture(one).save(tmp_path / f"{number}.png")
+        as_picture(one.flip(0)).save(tmp_path / f"drawn{number}.png")
+    drawn = [str(tmp_path / f"drawn{n}.png") for n in range(6)]
+    found = Jury(Nobody(), inception=extractor).measures(questions, ["x"] * 6, drawn)
+    same = Jury(Nobody(), inception=extractor).measures(questions, ["x"] * 6, [str(q.reference) for q in questions])
+    assert {"clip_score", "frechet"} & set(found) == set()
+    assert same["fid"] == pytest.approx(0.0, abs=1e-6)
+    assert found["fid"] > 0.01
+
+
+class Nobody:
+    """Reads the same everywhere."""
+
+    def read(self, pictures):
+        return ["x"] * len(pictures)

@@ -40,30 +40,16 @@ IMPORTED = (
 )
 
 
-class ForkedProcess:
-    """What a launcher uses of `subprocess.Popen`, without a new interpreter."""
+class Process:
+    """What a launcher uses of `subprocess.Popen`, of a process that is known by its pid."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        env: Mapping[str, str] | None = None,
-        stdin: int | None = None,
-        stdout: Any = None,
-        stderr: Any = None,
-        preexec_fn: Callable[[], None] = lambda: None,
-    ) -> None:
-        assert list(command[1:3]) == ["-m", "mmmoe.cli"], command
-        assert stderr is stdout, "one output for both"
-        self.args = command
-        self.returncode: int | None = None
-        self.pid = fork(command[3:], env or os.environ, None if stdout is None else stdout.fileno(), preexec_fn)
+    args: Sequence[str]
+    pid: int
+    returncode: int | None = None
 
     def poll(self) -> int | None:
         """Returns the exit status once there is one; below zero it is the signal's number."""
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+        raise NotImplementedError
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to a process that has not ended."""
@@ -86,6 +72,31 @@ class ForkedProcess:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             time.sleep(0.01)
         assert self.returncode is not None
+        return self.returncode
+
+
+class ForkedProcess(Process):
+    """A child of this process, forked without a new interpreter."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        stdin: int | None = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        preexec_fn: Callable[[], None] = lambda: None,
+    ) -> None:
+        assert list(command[1:3]) == ["-m", "mmmoe.cli"], command
+        assert stderr is stdout, "one output for both"
+        self.args = command
+        self.pid = fork(command[3:], env or os.environ, None if stdout is None else stdout.fileno(), preexec_fn)
+
+    def poll(self) -> int | None:
+        """Returns the exit status once there is one; below zero it is the signal's number."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from warm import Warm
+from warm import Process, Warm
 
 
 @functools.cache
@@ -22,12 +19,11 @@ def server() -> Warm:
     return Warm(Path(tempfile.mkdtemp(prefix="mmmoe-said-")))
 
 
-class WarmProcess:
+class WarmProcess(Process):
     """A process forked by the server."""
 
     def __init__(self, arguments: Sequence[object], environment: Mapping[str, str], *, leads: bool) -> None:
         self.args = list(map(str, arguments))
-        self.returncode: int | None = None
         handle, name = tempfile.mkstemp(prefix="mmmoe-said-")
         os.close(handle)
         self.output = Path(name)
@@ -46,33 +42,10 @@ class WarmProcess:
     def on_end(self) -> None:
         """Is called once, at its end."""
 
-    def wait(self, timeout: float | None = None) -> int:
-        """Waits for its end."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self.poll() is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            time.sleep(0.02)
-        assert self.returncode is not None
-        return self.returncode
-
     def communicate(self, timeout: float | None = None) -> tuple[bytes, None]:
         """Waits for its end; returns what it said."""
         self.wait(timeout)
         return self.output.read_bytes(), None
-
-    def send_signal(self, number: int) -> None:
-        """Sends a signal to a process that has not ended."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        """Asks it to end."""
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Ends it."""
-        self.send_signal(signal.SIGKILL)
 
 
 class WarmWorker(WarmProcess):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ def missing() -> str:
 
 
 @dataclass(frozen=True)
-class Slurm:
+class Queue:
     """A Slurm that is up."""
 
     nodes: list[Node]
@@ -42,37 +43,49 @@ class Slurm:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def story(self) -> str:
+        """Returns all that helps to see why a job does not go on."""
+        asked = [self.ask("scontrol", "show", what) for what in ("jobs", "nodes")]
+        return "\n".join(asked + [f"{path.name}:\n{path.read_text()}" for path in self.folder.glob("*.log")])
+
 
 @contextlib.contextmanager
-def slurm(nodes: list[Node], folder: Path) -> Iterator[Slurm]:
+def slurm(nodes: list[Node], folder: Path) -> Iterator[Queue]:
     """Inside, jobs can be sent from the first node to all of them."""
     folder.mkdir(parents=True)
-    (folder / "slurm.conf").write_text(_configuration(nodes, folder))
-    found = Slurm(nodes, folder)
-    daemons = [nodes[0].start(["slurmctld", "-D"], folder / "controller", found.environment)]
-    daemons += [node.start(["slurmd", "-D", "-N", node.name], folder / node.name, found.environment) for node in nodes]
+    with tempfile.TemporaryDirectory(prefix="slurm") as spool:  # its sockets' paths may not pass 107 characters
+        (folder / "slurm.conf").write_text(_configuration(nodes, folder, spool))
+        found = Queue(nodes, folder)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_daemon(nodes[0], ["slurmctld", "-D"], folder / "controller", found))
+            for node in nodes:
+                stack.enter_context(_daemon(node, ["slurmd", "-D", "-N", node.name], folder / node.name, found))
+            deadline = time.monotonic() + 60
+            while "idle" not in (said := _nodes_of(found)) or any(word in said for word in ("unk", "down", "*")):
+                assert time.monotonic() < deadline, said + "".join(path.read_text() for path in folder.glob("*.log"))
+                time.sleep(0.2)
+            yield found
+
+
+@contextlib.contextmanager
+def _daemon(node: Node, command: list[str], output: Path, found: Queue) -> Iterator[None]:
+    process = node.start(command, output, found.environment)
     try:
-        deadline = time.monotonic() + 60
-        while "idle" not in (said := _nodes_of(found)) or any(word in said for word in ("unk", "down", "*")):
-            assert time.monotonic() < deadline, said + "".join(path.read_text() for path in folder.glob("*.log"))
-            time.sleep(0.2)
-        yield found
+        yield
     finally:
-        for daemon in daemons:
-            daemon.terminate()  # what does not heed it ends with the node
-        for daemon in daemons:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                daemon.wait(5)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what does not heed it ends with the node
+            process.wait(5)
 
 
-def _nodes_of(found: Slurm) -> str:
+def _nodes_of(found: Queue) -> str:
     try:
         return found.ask("sinfo", "--noheader", "--Node", "--format=%N %t")
     except AssertionError:
         return "not up"
 
 
-def _configuration(nodes: list[Node], folder: Path) -> str:
+def _configuration(nodes: list[Node], folder: Path, spool: str) -> str:
     names = ",".join(node.name for node in nodes)
     return f"""ClusterName=test
 SlurmctldHost={nodes[0].name}
@@ -81,7 +94,7 @@ CredType=cred/none
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log

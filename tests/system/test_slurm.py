@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from nodes import cluster
-from slurm_nodes import missing, slurm
+from slurm_nodes import Queue, missing, slurm
 from timeline import PLACES, check_same, events_of, overrides, passed
 
 from mmmoe.config.load import load
@@ -37,25 +37,24 @@ def test_job_of_two_nodes_that_is_stopped_saves_is_queued_again_and_equals_one_m
         process = nodes[0].start(command, said, queue.environment)
         assert process.wait(300) == 0, said.read_text()
         job = re.search(r"Submitted batch job (\d+)", said.read_text())[1]
-        wait_until(lambda: passed(run, 0) >= PLACES.index(("mole", 2)), run)
+        wait_until(lambda: passed(run, 0) >= PLACES.index(("mole", 2)), run, queue)
         queue.ask("scancel", "--signal=TERM", job)  # what --signal=TERM@120 does before the time is over
-        wait_until(lambda: events_of(run)[-1]["event"] == "stopped", run)
-        wait_until(lambda: "PENDING" in queue.ask("squeue", "--noheader", "--format=%T"), run)
+        wait_until(lambda: events_of(run)[-1]["event"] == "stopped", run, queue)
+        wait_until(lambda: "PENDING" in queue.ask("squeue", "--noheader", "--format=%T"), run, queue)
         if not patient:  # Slurm lets a job that is queued again wait for two minutes; the script can be sent anew
             queue.ask("scancel", job)
             job = queue.ask("sbatch", "--parsable", f"--chdir={run}", run / SCRIPT).strip()
-        wait_until(lambda: events_of(run)[-1]["event"] == "finished", run)
-        wait_until(lambda: queue.ask("squeue", "--noheader") == "", run)
+        wait_until(lambda: events_of(run)[-1]["event"] == "finished", run, queue)
+        wait_until(lambda: queue.ask("squeue", "--noheader") == "", run, queue)
         assert "ExitCode=0:0" in queue.ask("scontrol", "show", "job", job)
     check_same(run, whole)
 
 
-def wait_until(holds, run: Path, within_s: float = 300) -> None:
+def wait_until(holds, run: Path, queue: Queue, within_s: float = 300) -> None:
     deadline = time.monotonic() + within_s
     while not holds():
-        logs = "".join(path.read_text() for path in (run / "logs").glob("*"))
-        assert time.monotonic() < deadline, logs
-        time.sleep(0.01)
+        assert time.monotonic() < deadline, "".join(path.read_text() for path in run.glob("logs/*")) + queue.story()
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*"
 """What a host may be called: nothing that ssh would take for an option, or a shell for a command."""
+SLOTS = r"[1-9][0-9]{0,5}"
 
 
 class Launcher(StrEnum):
@@ -37,9 +38,9 @@ def read_hostfile(path: Path) -> list[Host]:
         raise ValueError(f"{path}: no such hostfile; write a line `host slots=N` for each node (configs/hostfile)")
     hosts: list[Host] = []
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         text = line.partition("#")[0].strip()
-        found = re.fullmatch(rf"({NAME})\s+slots=([1-9][0-9]*)", text)
+        found = re.fullmatch(rf"({NAME})\s+slots=({SLOTS})", text)
         if found is None and text:
             problems.append(f"{path}:{number}: {text!r} is not `host slots=N`")
         elif found is not None and found[1] in [host.name for host in hosts]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mmmoe import cli_nodes, dist
+from mmmoe import cli_nodes, env
 from mmmoe.cli_errors import guarded
 from mmmoe.cli_nodes import Folder, Overrides
 from mmmoe.config.load import dump, load
@@ -353,7 +353,7 @@ def main() -> None:
     """Entry point of the `mmmoe` command."""
     # DeepSpeed's launcher puts this before everything else; the environment says the same.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    dist.adopt_slurm()
+    env.adopt_slurm()
     sys.exit(guarded(app))
 
 

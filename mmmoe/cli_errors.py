@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.conceal import conceal
 from mmmoe.engine.memory import MemoryFullError, is_out_of_memory
 from mmmoe.log import console, place
@@ -51,7 +51,9 @@ def guarded(call: Callable[[], None]) -> int:
     except RuntimeError as error:
         if is_out_of_memory(error):
             return _tell_memory(error)
-        if dist.world_size() == 1 or not dist.lost_peer(error):
+        from mmmoe import dist
+
+        if env.world_size() == 1 or not dist.lost_peer(error):
             raise
         _tell(
             f"another process of this run stopped, or did not come to where this one waits ({place()}); its message "
@@ -84,7 +86,7 @@ def _tell_memory(error: BaseException) -> int:
 
 
 def _tell(text: str) -> None:
-    prefix = "" if dist.world_size() == 1 else f"{dist.who()}: "
+    prefix = "" if env.world_size() == 1 else f"{env.who()}: "
     with suppress(OSError):  # the log may be on the disk that is full
         console.print(f"[bold red]error[/bold red]: {prefix}", end="")
         console.print(conceal(text), markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ import logging
 from rich.console import Console
 from rich.logging import RichHandler
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.conceal import conceal
 
 console = Console(stderr=True)
@@ -46,5 +46,5 @@ def logger() -> logging.Logger:
         log.addFilter(_Concealing())
         log.addHandler(RichHandler(console=console, show_path=False, rich_tracebacks=False))
         log.propagate = False
-        log.setLevel(logging.INFO if dist.rank() == 0 else logging.WARNING)
+        log.setLevel(logging.INFO if env.rank() == 0 else logging.WARNING)
     return log

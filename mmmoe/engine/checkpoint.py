@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmmoe.engine.step_folders import all_steps, step_folder
 from mmmoe.log import logger
 
 VERSION = 1
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_NAME = re.compile(r"^step_(\d{6,})$")
 
 
 class DiskFullError(OSError):
@@ -55,11 +55,6 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     moments: dict[str, Tensor]
     digest: str
-
-
-def step_folder(folder: Path, step: int) -> Path:
-    """Returns where the checkpoint after `step` steps stands."""
-    return folder / f"step_{step:06d}"
 
 
 def write(folder: Path, state: CheckpointState, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> Path:
@@ -141,14 +136,6 @@ def verify(path: Path) -> list[str]:
     return [fault for name, entry in expected.items() if (fault := _fault(path / name, entry))]
 
 
-def all_steps(folder: Path) -> list[Path]:
-    """Returns the checkpoint folders, oldest first, unverified."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match.group(1)), path) for path in folder.iterdir() if (match := _NAME.match(path.name))]
-    return [path for _, path in sorted(found)]
-
-
 def latest_valid(folder: Path) -> Path | None:
     """Returns the newest checkpoint whose hashes are right; damaged ones are passed over with a warning."""
     for path in reversed(all_steps(folder)):
@@ -165,33 +152,6 @@ def read_state(path: Path) -> CheckpointState | None:
         return _state(path)
     except (OSError, ValueError):
         return None
-
-
-def prune(folder: Path, keep: int, is_kept: Callable[[int], bool] = lambda step: False) -> list[Path]:
-    """Removes checkpoints and what interrupted writes left; returns what went.
-
-    Args:
-        folder: of the checkpoints.
-        keep: this many newest ones stay.
-        is_kept: says of a step whether its checkpoint stays in any case.
-    """
-    doomed = [path for path in all_steps(folder)[:-keep] if not is_kept(int(path.name.partition("_")[2]))]
-    for path in doomed:
-        shutil.rmtree(path, ignore_errors=True)
-    sweep(folder)
-    return doomed
-
-
-def sweep(folder: Path) -> None:
-    """Removes what interrupted writes left; a checkpoint that had stepped aside for a newer self comes back."""
-    for old in folder.glob(".old_step_*"):
-        place = old.with_name(old.name.removeprefix(".old_"))
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(place)
-    for draft in folder.glob(".writing_step_*"):
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def explain_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str | None:

@@ -1,16 +1,12 @@
-"""The engine on DeepSpeed: ZeRO 0 to 3 with torch's AdamW; the only file that imports deepspeed."""
+"""The engine on DeepSpeed: ZeRO 0 to 3 with torch's AdamW."""
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as torch_dist
 from deepspeed.utils import (
@@ -24,15 +20,16 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmmoe import dist
 from mmmoe.engine import groups
 from mmmoe.engine.checkpoint import check_load
 from mmmoe.engine.deepspeed_config import deepspeed_config
 from mmmoe.engine.deepspeed_experts import mark, shown_as_moe, split_groups
+from mmmoe.engine.deepspeed_start import prepare_process
 from mmmoe.engine.expert_groups import ExpertGroups, is_share, whole_shapes
 from mmmoe.engine.outputs import join, split
 from mmmoe.engine.precision import cast_inputs, cast_parameters, compute_dtype, engine_device, to_host
 from mmmoe.engine.protocol import TrainingOutput
+from mmmoe.engine.skippable import hide_skippable, show_hidden
 from mmmoe.engine.spec import EngineSpec, TrainingSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -279,63 +276,3 @@ class DeepSpeedEngine:
             if torch_dist.get_rank() == 0:
                 for name, parameter in self._trainable:
                     parameter.data.copy_(tensors[name])
-
-
-def hide_skippable(module: nn.Module, device: torch.device) -> list[tuple[nn.Module, str]]:
-    """Takes submodules that call themselves `is_skippable` out of the module tree; they stay attributes, whole.
-
-    ZeRO 3 gathers a weight on all processes at once. One whose batch has no image never calls the tower, and the
-    others would wait for it for ever; marking its weights persistent does not help before DeepSpeed has seen a
-    full step (0.19.8, PartitionedParameterCoordinator.release_sub_module). A tower that trains runs in every batch,
-    says so, and is sharded as the rest.
-
-    Raises:
-        ValueError: A submodule that some batches do not run is to be trained.
-    """
-    hidden = [
-        (parent, name)
-        for parent in module.modules()
-        for name, child in parent.named_children()
-        if getattr(child, "is_skippable", False)
-    ]
-    for parent, name in hidden:
-        child = parent._modules.pop(name)
-        assert child is not None
-        parent.__dict__[name] = child.to(device)
-        if any(parameter.requires_grad for parameter in child.parameters()):
-            show_hidden(hidden)
-            raise ValueError(f"'{name}' trains, but some batches do not run it: take engine.zero 2 or freeze it")
-    return hidden
-
-
-def show_hidden(hidden: list[tuple[nn.Module, str]]) -> None:
-    """Puts hidden submodules back into the tree."""
-    for parent, name in hidden:
-        if name in parent.__dict__:
-            parent._modules[name] = parent.__dict__.pop(name)
-
-
-def prepare_process(device: torch.device) -> None:
-    """Makes DeepSpeed start quietly, without a launcher and without compiling anything.
-
-    Every workaround of its start-up stands here.
-    """
-    if device.type == "cpu" and torch.cuda.is_available():
-        raise ValueError(
-            "engine.device: cpu with engine.kind: deepspeed needs a machine that shows no GPU. Use kind: local"
-        )
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # It still calls torch collectives by names that torch renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    # On CPUs it would compile a shared-memory all-reduce (minutes, and a compiler on every node) that only its
-    # inference calls. It looks in this table before building and says of it that edits persist.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Its engine reads this variable even where it was not launched (engine._configure_with_arguments).
-    os.environ.setdefault("LOCAL_RANK", str(dist.local_rank()))
-    if not torch_dist.is_initialized():
-        if dist.world_size() > 1:
-            dist.start()
-        else:
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            store = torch_dist.HashStore()  # type: ignore[attr-defined]  # torch's stubs leave it out
-            torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine.spec import EngineSpec
 
 
@@ -82,7 +82,7 @@ def make_groups(spec: EngineSpec) -> ExpertGroups | None:
     Raises:
         ValueError: The processes cannot be cut into groups of `engine.ep_size`.
     """
-    world, size = dist.world_size(), spec.ep_size
+    world, size = env.world_size(), spec.ep_size
     if size == 1:
         return None
     if world % size:
@@ -93,7 +93,7 @@ def make_groups(spec: EngineSpec) -> ExpertGroups | None:
         from mmmoe.engine.deepspeed_experts import deepspeed_groups
 
         return deepspeed_groups(size)
-    rank = dist.rank()
+    rank = env.rank()
     together = [torch_dist.new_group(range(first, first + size)) for first in range(0, world, size)]
     alike = [torch_dist.new_group(range(first, world, size)) for first in range(size)]
     return ExpertGroups(rank % size, size, together[rank // size], alike[rank % size])

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine import checkpoint
 from mmmoe.engine.checkpoint import BackgroundWriter, Checkpoint, CheckpointState
 from mmmoe.engine.protocol import Engine
 from mmmoe.engine.spec import CheckpointSpec
+from mmmoe.engine.step_folders import all_steps, prune, step_folder, sweep
 from mmmoe.log import logger
 
 SCORES = "scores"
@@ -48,7 +49,7 @@ class CheckpointKeeper:
 
         The clock is one that only goes forward, and no two clocks are compared.
         """
-        if self._spec.minutes is None or dist.rank() != 0:
+        if self._spec.minutes is None or env.rank() != 0:
             return False
         return time.monotonic() - self._saved_at >= 60 * self._spec.minutes
 
@@ -67,11 +68,11 @@ class CheckpointKeeper:
         tensors, moments = engine.tensors(), engine.optimizer_tensors()
         self._note(state)
         kept = self._kept()
-        if dist.rank() == 0:
+        if env.rank() == 0:
 
             def work() -> None:
                 checkpoint.write(self._folder, state, tensors, moments)
-                checkpoint.prune(self._folder, self._spec.keep, kept)
+                prune(self._folder, self._spec.keep, kept)
 
             self._writer.submit(work)
         if not self._in_background:
@@ -101,7 +102,7 @@ class CheckpointKeeper:
             engine: what it is put into.
             check: looks at it before; what it raises is raised, and the engine is left as it was.
         """
-        found = self._look() if dist.rank() == 0 else None
+        found = self._look() if env.rank() == 0 else None
         told = dist.as_on_first(found)
         if told is None:
             return None
@@ -115,9 +116,9 @@ class CheckpointKeeper:
 
     def best(self) -> Checkpoint | None:
         """Returns the best checkpoint on the first process, None elsewhere and where the spec keeps none."""
-        if dist.rank() != 0 or self._best is None:
+        if env.rank() != 0 or self._best is None:
             return None
-        path = checkpoint.step_folder(self._folder, self._best[1])
+        path = step_folder(self._folder, self._best[1])
         try:
             return checkpoint.read(path)
         except ValueError as error:
@@ -126,11 +127,11 @@ class CheckpointKeeper:
 
     def _look(self) -> tuple[Path, tuple[float, int] | None] | None:
         """Returns the newest sound checkpoint, and the best's score and step; damaged newer ones are put aside."""
-        checkpoint.sweep(self._folder)
+        sweep(self._folder)
         found = checkpoint.latest_valid(self._folder)
         if found is None:
             return None
-        steps = checkpoint.all_steps(self._folder)
+        steps = all_steps(self._folder)
         # Damaged ones with higher numbers would count as the newest to keep and push the sound ones out.
         for newer in steps[steps.index(found) + 1 :]:
             aside = newer.with_name(f"damaged_{newer.name}")
@@ -152,7 +153,7 @@ class CheckpointKeeper:
     def _best_on_disk(self) -> tuple[float, int] | None:
         """Returns the highest score of a sound checkpoint and its step; of equal ones the first."""
         scored = []
-        for path in checkpoint.all_steps(self._folder):
+        for path in all_steps(self._folder):
             state = checkpoint.read_state(path)
             score = None if state is None else self._score(state)
             if state is not None and score is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine.faults import FaultRule
 from mmmoe.engine.groups import rates
 from mmmoe.engine.memory import memory_explained
@@ -166,7 +166,7 @@ def _update(
 
 def _seed(seed: int, step: int) -> None:
     """Seeds dropout from (seed, step, rank) alone, so that no generator's state has to be saved."""
-    word = hashlib.blake2b(f"{seed}/{step}/{dist.rank()}".encode(), digest_size=8).digest()
+    word = hashlib.blake2b(f"{seed}/{step}/{env.rank()}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(word, "big") >> 1)
 
 
@@ -180,5 +180,5 @@ def _progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=dist.rank() != 0,
+        disable=env.rank() != 0,
     )

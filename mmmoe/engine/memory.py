@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from mmmoe.engine.spec import TrainingSpec
 
 
@@ -16,6 +14,8 @@ class MemoryFullError(RuntimeError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Says whether memory was refused: by a GPU, by torch on the host, or by Python."""
+    import torch  # here: commands that compute nothing have no other use for it
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError | MemoryFullError):
         return True
     # On the host torch has no class for it.

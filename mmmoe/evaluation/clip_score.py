@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,12 +25,15 @@ class ClipJudge:
             tokenise: texts to ids.
             batch: images or texts that it sees at once.
         """
+        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # here: most exams have no such judge
+
         self._model = model.eval().requires_grad_(False)
         self._tokenise = tokenise
         self._batch = batch
         self._size = int(torch.tensor(model.visual.image_size).max())
-        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-        colours = {"mean": mean, "std": std} | (getattr(model.visual, "preprocess_cfg", None) or {})
+        colours = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD} | (
+            getattr(model.visual, "preprocess_cfg", None) or {}
+        )
         self._mean, self._std = (torch.tensor(colours[name]).view(3, 1, 1) for name in ("mean", "std"))
 
     @classmethod
@@ -47,6 +48,9 @@ class ClipJudge:
         Raises:
             ValueError: The architecture is not known or wants other files, or the checkpoint is not its own.
         """
+        import open_clip
+        from open_clip.tokenizer import SimpleTokenizer
+
         fields = fields or open_clip.get_model_config(name)
         if fields is None:
             raise ValueError(f"open_clip knows no architecture {name!r}; ViT-L-14 is one")

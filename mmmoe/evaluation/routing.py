@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.data.routed_images import draw_routing
 from mmmoe.data.routing_labels import routing_of
 from mmmoe.data.routing_prompt import MOST, one_where
@@ -155,7 +155,7 @@ def judge_routing(
             predicted, losses = zip(*everything, strict=True)
             shares = routing_shares([question.domain for question in asked], predicted, losses)
             scores.append(replace(routing_score(benchmark.name, predicted, losses), shares=shares))
-    if dist.rank() == 0:
+    if env.rank() == 0:
         write_text(out_folder / ROUTING_FILE, json.dumps([asdict(score) for score in scores], indent=1) + "\n")
     dist.barrier()
     return scores

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.evaluation.answers import Answer, Reply, write_answers
 from mmmoe.evaluation.clip_score import ClipJudge
 from mmmoe.evaluation.drawing import Jury, as_picture, save
@@ -134,11 +134,11 @@ def evaluate(
             )
             answers = graded(benchmark, told.questions, told.replies)
             measures = {} if benchmark.kind != "drawing" else _measures(jury, asked, answers)
-            if dist.rank() == 0:
+            if env.rank() == 0:
                 write_answers(out_folder / variant / f"{benchmark.name}.jsonl", answers)
             row = score_row(sitting, told.questions, answers, measures)
             rows.append(replace(row, published=list((published or {}).get(benchmark.name, ()))))
-    if dist.rank() == 0:
+    if env.rank() == 0:
         write_scores(out_folder / SCORES_FILE, rows)
     dist.barrier()
     if forgets:
@@ -179,7 +179,7 @@ def _forget(spec: EvaluationSpec, out_folder: Path, cache: Path | None) -> None:
     if spec.cache and cache is not None:
         return
     dist.barrier()
-    if dist.rank() == 0:
+    if env.rank() == 0:
         shutil.rmtree(out_folder / RESPONSES, ignore_errors=True)
     # Nobody may keep a new answer, in a next evaluation, while the old ones are being deleted.
     dist.barrier()
@@ -210,7 +210,7 @@ def _progress(quiet: bool) -> Iterator[Progress]:
         TextColumn("{task.completed:.0f}/{task.total:.0f} questions"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet or dist.rank() != 0) as progress:
+    with Progress(*columns, console=console, disable=quiet or env.rank() != 0) as progress:
         yield progress
 
 

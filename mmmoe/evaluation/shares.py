@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
-from mmmoe import dist
+from mmmoe import dist, env
 
 T = TypeVar("T")
 
 
 def share(everything: Sequence[T]) -> list[T]:
     """Returns this process's part: a run of neighbours, which often share a picture."""
-    rank, world = dist.rank(), dist.world_size()
+    rank, world = env.rank(), env.world_size()
     return list(everything[len(everything) * rank // world : len(everything) * (rank + 1) // world])
 
 

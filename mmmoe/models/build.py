@@ -1,29 +1,24 @@
-"""From a declaration to a model: tables from family and tower to builder, nothing registers itself."""
+"""From a declaration to a model: tables from family and tower to builder, nothing registers itself.
+
+What a model is made of is imported where it is built: all families and towers together would load diffusers, timm and
+open_clip, too, seconds in which a process that uses none of them would only be waited for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import nn
 
 from mmmoe.models.adapter_spec import AdapterSpec
-from mmmoe.models.connectors.audio_qformer import AudioQFormer
 from mmmoe.models.connectors.bounds import ImageBounds
 from mmmoe.models.connectors.mlp import MLPConnector
-from mmmoe.models.connectors.mov_adapter import MoVAdapter
-from mmmoe.models.connectors.speech_decoder import SpeechDecoder
-from mmmoe.models.connectors.visual_tokenizer import VisualTokenizer
-from mmmoe.models.families.llava_mole import LlavaMole
-from mmmoe.models.families.mova import MoVA
-from mmmoe.models.families.text_harmony import TextHarmony
-from mmmoe.models.families.uni_moe import UniMoE
-from mmmoe.models.image_decoder.decoder import ImageDecoder
 from mmmoe.models.language import build_language
-from mmmoe.models.mmfs.language import add_synchroniser
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.spec import (
     AudioQFormerSpec,
@@ -36,20 +31,7 @@ from mmmoe.models.spec import (
     UniMoESpec,
 )
 from mmmoe.models.spliced import SplicedModel
-from mmmoe.models.towers.ast import ASTTower
-from mmmoe.models.towers.bert import BertText
-from mmmoe.models.towers.dinov2 import Dinov2Tower
-from mmmoe.models.towers.efficientnet_lite0 import EfficientNetLite0Tower
-from mmmoe.models.towers.efficientnet_lite0_fine import EfficientNetLite0FineTower
-from mmmoe.models.towers.onnx import OnnxTower
-from mmmoe.models.towers.open_clip import CLIPTower
-from mmmoe.models.towers.pix2struct import Pix2StructTower
-from mmmoe.models.towers.sam import SamTower
-from mmmoe.models.towers.simple_pyramid import SimplePyramidTower
 from mmmoe.models.towers.spec import SimplePyramidTowerSpec, TowerSpec
-from mmmoe.models.towers.spectrogram_efficientnet import SpectrogramEfficientNetTower
-from mmmoe.models.towers.vit_adapter import ViTAdapterTower
-from mmmoe.models.towers.whisper import WhisperTower
 
 
 def build_model(spec: ModelSpec, seed: int, *, meta: bool = False) -> SplicedModel:
@@ -73,14 +55,15 @@ def add_adapters(model: SplicedModel, specs: list[AdapterSpec], seed: int, place
 
 def build_tower(spec: TowerSpec, *, meta: bool = False) -> Any:
     """Returns the declared encoder, frozen."""
-    return TOWERS[spec.kind](spec, meta=meta)
+    tower = resolve_name(f"mmmoe.models.towers.{TOWERS[spec.kind]}")
+    if isinstance(spec, SimplePyramidTowerSpec):
+        return tower(build_tower(spec.tower, meta=meta))
+    return tower(spec, meta=meta)
 
 
-def _simple_pyramid(spec: SimplePyramidTowerSpec, *, meta: bool = False) -> SimplePyramidTower:
-    return SimplePyramidTower(build_tower(spec.tower, meta=meta))
+def _llava_mole(spec: LlavaMoleSpec, seed: int, meta: bool) -> SplicedModel:
+    from mmmoe.models.families.llava_mole import LlavaMole
 
-
-def _llava_mole(spec: LlavaMoleSpec, seed: int, meta: bool) -> LlavaMole:
     with _seeded(seed, "tower"):
         tower = build_tower(spec.tower, meta=meta)
     language, max_positions = _language(spec, seed, meta)
@@ -91,7 +74,9 @@ def _llava_mole(spec: LlavaMoleSpec, seed: int, meta: bool) -> LlavaMole:
     return LlavaMole(tower, connector, bounds, language, max_positions)
 
 
-def _uni_moe(spec: UniMoESpec, seed: int, meta: bool) -> UniMoE:
+def _uni_moe(spec: UniMoESpec, seed: int, meta: bool) -> SplicedModel:
+    from mmmoe.models.families.uni_moe import UniMoE
+
     language, max_positions = _language(spec, seed, meta)
     towers, connectors = dict[str, Any](), dict[str, nn.Module]()
     for kind in ("image", "speech", "audio"):
@@ -105,7 +90,11 @@ def _uni_moe(spec: UniMoESpec, seed: int, meta: bool) -> UniMoE:
     return UniMoE(towers, connectors, language, max_positions, spec.frames)
 
 
-def _mova(spec: MoVASpec, seed: int, meta: bool) -> MoVA:
+def _mova(spec: MoVASpec, seed: int, meta: bool) -> SplicedModel:
+    from mmmoe.models.connectors.mov_adapter import MoVAdapter
+    from mmmoe.models.families.mova import MoVA
+    from mmmoe.models.towers.bert import BertText
+
     with _seeded(seed, "tower"):
         tower = build_tower(spec.tower, meta=meta)
     taken = sorted(name for name in spec.experts if hasattr(nn.ModuleDict(), name))
@@ -133,7 +122,12 @@ def _mova(spec: MoVASpec, seed: int, meta: bool) -> MoVA:
     return MoVA(tower, experts, text, connector, language, max_positions, spec.routing_tokens)
 
 
-def _text_harmony(spec: TextHarmonySpec, seed: int, meta: bool) -> TextHarmony:
+def _text_harmony(spec: TextHarmonySpec, seed: int, meta: bool) -> SplicedModel:
+    from mmmoe.models.connectors.visual_tokenizer import VisualTokenizer
+    from mmmoe.models.families.text_harmony import TextHarmony
+    from mmmoe.models.image_decoder.decoder import ImageDecoder
+    from mmmoe.models.mmfs.language import add_synchroniser
+
     with _seeded(seed, "tower"):
         tower = build_tower(spec.tower, meta=meta)
     language, max_positions = _language(spec, seed, meta)
@@ -153,8 +147,12 @@ def _text_harmony(spec: TextHarmonySpec, seed: int, meta: bool) -> TextHarmony:
 
 def _connector(spec: Any, tower: Any, width: int, meta: bool) -> nn.Module:
     if isinstance(spec, AudioQFormerSpec):
+        from mmmoe.models.connectors.audio_qformer import AudioQFormer
+
         return AudioQFormer(spec, tower.channels, width)
     if isinstance(spec, SpeechDecoderSpec):
+        from mmmoe.models.connectors.speech_decoder import SpeechDecoder
+
         return SpeechDecoder(spec, tower.channels, width, meta=meta)
     return MLPConnector(spec, tower.channels, width, tower.num_tokens)
 
@@ -177,20 +175,21 @@ BUILDERS: dict[str, Callable[[Any, int, bool], SplicedModel]] = {
     "text_harmony": _text_harmony,
 }
 
-TOWERS: dict[str, Callable[..., Any]] = {
-    "open_clip": CLIPTower,
-    "efficientnet_lite0": EfficientNetLite0Tower,
-    "efficientnet_lite0_fine": EfficientNetLite0FineTower,
-    "dinov2": Dinov2Tower,
-    "sam": SamTower,
-    "pix2struct": Pix2StructTower,
-    "vit_adapter": ViTAdapterTower,
-    "onnx": OnnxTower,
-    "simple_pyramid": _simple_pyramid,
-    "whisper": WhisperTower,
-    "ast": ASTTower,
-    "spectrogram_efficientnet": SpectrogramEfficientNetTower,
+TOWERS = {
+    "open_clip": "open_clip:CLIPTower",
+    "efficientnet_lite0": "efficientnet_lite0:EfficientNetLite0Tower",
+    "efficientnet_lite0_fine": "efficientnet_lite0_fine:EfficientNetLite0FineTower",
+    "dinov2": "dinov2:Dinov2Tower",
+    "sam": "sam:SamTower",
+    "pix2struct": "pix2struct:Pix2StructTower",
+    "vit_adapter": "vit_adapter:ViTAdapterTower",
+    "onnx": "onnx:OnnxTower",
+    "simple_pyramid": "simple_pyramid:SimplePyramidTower",
+    "whisper": "whisper:WhisperTower",
+    "ast": "ast:ASTTower",
+    "spectrogram_efficientnet": "spectrogram_efficientnet:SpectrogramEfficientNetTower",
 }
+"""The file in towers/ and the class of each kind."""
 
 
 @contextmanager

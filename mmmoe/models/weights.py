@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmmoe.models.folder import compare_declared, folder_config, missing_in
-from mmmoe.models.image_decoder.layout import layout_files, layout_problems
 from mmmoe.models.image_decoder.spec import ImageDecoderSpec
 from mmmoe.models.spec import PartSpec, PretrainedLanguage, ScratchLanguage, SpeechDecoderSpec
 from mmmoe.models.towers.clip_checkpoint import pickle_problem
@@ -40,6 +39,8 @@ def weight_problems(part: Declared) -> Iterator[str]:
     if isinstance(part, OnnxTowerSpec) and not resolve(part.path).is_file():
         yield f"path: no file {part.path}; put the ONNX file there"
     if isinstance(part, ImageDecoderSpec):
+        from mmmoe.models.image_decoder.layout import layout_problems  # loads diffusers
+
         yield from layout_problems(part)
     folder = _folder(part)
     if folder is None:
@@ -65,6 +66,8 @@ def weight_files(part: Declared) -> list[Path]:
     if isinstance(part, OnnxTowerSpec):
         return list(onnx_weights(resolve(part.path)).files) if resolve(part.path).is_file() else []
     if isinstance(part, ImageDecoderSpec):
+        from mmmoe.models.image_decoder.layout import layout_files
+
         return layout_files(part)
     folder = _folder(part)
     return sorted(resolve(folder).glob("*.safetensors")) if folder is not None else []

@@ -25,7 +25,6 @@ from tempfile import TemporaryDirectory
 
 from mmmoe import dist
 from mmmoe.config.load import load
-from mmmoe.engine import checkpoint
 from mmmoe.engine.build import build_engine
 from mmmoe.engine.checkpoint import CheckpointState
 from mmmoe.engine.groups import freeze
@@ -33,6 +32,7 @@ from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.metrics import MetricsFile
 from mmmoe.engine.protocol import Engine
 from mmmoe.engine.spec import CheckpointSpec
+from mmmoe.engine.step_folders import all_steps
 from mmmoe.kernels.bench import parse_sizes
 from mmmoe.kernels.measure import Result, compare, compare_amounts, one_thread, take_turns
 from mmmoe.log import console
@@ -107,7 +107,7 @@ def costs(spec: RunSpec, folder: Path, rounds: int) -> list[Result]:
     pairs = zip(times["a step and a checkpoint"], times["a step"], strict=True)
     extra = statistics.median(with_save - without for with_save, without in pairs)
     steps = 1e3 * every * plain
-    path = checkpoint.all_steps(folder)[-1]
+    path = all_steps(folder)[-1]
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
     weights = sum(tensor.numel() * tensor.element_size() for tensor in engine.tensors().values()) / 2**20
     engine.close()
@@ -162,7 +162,7 @@ def resumes(spec: RunSpec, config: Path, overrides: Sequence[str], runs: Path, c
     run = runs / spec.name
     console.print(f"a run of {spec.name} to be killed in stage {stage.name}", style="dim")
     steps = run / "stages" / stage.name / "checkpoints"
-    _until(arguments, lambda: bool(checkpoint.all_steps(steps)))
+    _until(arguments, lambda: bool(all_steps(steps)))
     seconds = [_until(["resume", str(run)], _first_step(run, stage.name)) for _ in range(count)]
     result = compare(
         f"{spec.name}: resume to the first step of {stage.name}, wall clock",

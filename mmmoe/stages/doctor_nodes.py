@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.stages.doctor import ROOM_GB, Finding
 from mmmoe.stages.hostfile import Host
 from mmmoe.stages.nodes import PORT
@@ -88,7 +88,7 @@ def _node(host: Host, here: NodeReport, token: Path, run: Run) -> tuple[list[Fin
         )
         return [Finding(host.name, f"cannot be reached: {hello.words}", False, cure)], False
     command = [sys.executable, "-m", "mmmoe.cli", "probe", str(token)]
-    said = run(remote_command(host.name, command, Path.cwd()), PROBE_S, as_input(dist.handed_on(1)))
+    said = run(remote_command(host.name, command, Path.cwd()), PROBE_S, as_input(env.handed_on(1)))
     try:
         if said.status != 0:
             raise ValueError(said.words)
@@ -152,7 +152,7 @@ def _meeting(hosts: Sequence[Host], run: Run) -> Iterator[Finding]:
     port = PORT + 1 + secrets.randbelow(1000)  # not the one of a run that may be going on
 
     def meet(place: int) -> Said:
-        variables = dist.handed_on(1) | dist.place_variables(place, 0, len(hosts), address, port)
+        variables = env.handed_on(1) | env.place_variables(place, 0, len(hosts), address, port)
         command = [sys.executable, "-m", "mmmoe.cli", "meet", str(COLLECTIVE_S)]
         return run(remote_command(hosts[place].name, command, Path.cwd()), 2 * COLLECTIVE_S, as_input(variables))
 

@@ -10,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mmmoe import dist, paths
+from mmmoe import dist, env, paths
 from mmmoe.config.ids import CANVAS_VIEW
 from mmmoe.data.canvas import CanvasTransform
 from mmmoe.data.dataset import Dataset, Source, TaskRule, open_sources, with_features
@@ -53,7 +53,7 @@ def draw(
         sources,
         Template(stage.template, tokenizer, draws=model.canvas is not None),
         transforms,
-        Quarantine(here, stage.mixture.bad_samples, dist.rank()),
+        Quarantine(here, stage.mixture.bad_samples, env.rank()),
         max_positions=model.max_positions,
         positions={view: model.positions(view) for view in model.sizes},
         guide=training_guide(run, stage, model, sources, transforms, parts),
@@ -64,8 +64,8 @@ def draw(
         order_of(stage.mixture, dataset.sizes),
         stage.training.batch,
         stage.training.micro_batch,
-        dist.rank(),
-        dist.world_size(),
+        env.rank(),
+        env.world_size(),
         total_steps=total_steps(stage),
         batches=stage.mixture.batches,
     )
@@ -124,12 +124,12 @@ def encode(model: SplicedModel, sources: list[Source], transforms: Mapping[str, 
         model.tower_of(view).to(device)
     stores = [(view, store) for source in sources for view, store in source.features.items()]
     waiting = [part for _, store in stores for part in store.missing()]
-    own = sum(part.stop - part.start for part in waiting if part.number % dist.world_size() == dist.rank())
+    own = sum(part.stop - part.start for part in waiting if part.number % env.world_size() == env.rank())
     dist.barrier()
     if waiting:
-        said = "encoding media" + (" (one process's share)" if dist.world_size() > 1 else "")
+        said = "encoding media" + (" (one process's share)" if env.world_size() > 1 else "")
         columns = (TextColumn(said), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=dist.rank() != 0) as progress:
+        with Progress(*columns, console=console, disable=env.rank() != 0) as progress:
             task = progress.add_task("", total=own)
             for view, store in stores:
 
@@ -140,8 +140,8 @@ def encode(model: SplicedModel, sources: list[Source], transforms: Mapping[str, 
                     store,
                     features,
                     transforms[view],
-                    rank=dist.rank(),
-                    world=dist.world_size(),
+                    rank=env.rank(),
+                    world=env.world_size(),
                     on_items=lambda count: progress.advance(task, count),
                 )
     dist.barrier()

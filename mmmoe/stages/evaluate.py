@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmmoe import dist, paths
+from mmmoe import dist, env, paths
 from mmmoe.config.ids import CANVAS_VIEW
 from mmmoe.data.slide_task import IMAGE_GENERATION, TEXT_GENERATION, keyword_task
 from mmmoe.data.spec import TemplateSpec
@@ -47,7 +47,7 @@ def evaluate_run(spec: RunSpec, folder: RunFolder) -> list[ScoreRow]:
     dist.barrier()
     final = folder.final(spec.stages[-1].name)
     rows = evaluate_checkpoint(final, spec.evaluation, folder.path / EVALUATION, Path(spec.cache))
-    if dist.rank() == 0:
+    if env.rank() == 0:
         folder.record("evaluated", checkpoint=str(final))
     return rows
 
@@ -64,7 +64,7 @@ def evaluate_checkpoint(final: Path, spec: EvaluationSpec, out: Path, cache: Pat
 
     trained = subject_of(model, heritage, cache, spec.tasks, key)
     rows = evaluate_all(trained, spec, out, untrained, cache, paper_scores(heritage.model.family))
-    if dist.rank() == 0:
+    if env.rank() == 0:
         console.print(score_table(rows))
         for row in rows:
             if row.categories and row.variant == "trained":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.data.dataset import Source
 from mmmoe.data.feature_folders import FolderState, mark_used, read_folders, remove, sweep
 from mmmoe.data.feature_lease import Lease, in_use, locked
@@ -59,7 +59,7 @@ def make_room(run: RunSpec, stage: StageSpec, model: SplicedModel, sources: Sequ
     if not sources[0].features:
         return  # every tower trains
     refusal: tuple[str, int | None] | None = None
-    if dist.rank() == 0:
+    if env.rank() == 0:
         needs = view_needs(model, sources)
         try:
             _make_room(run, model, sources, needs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mmmoe.engine.checkpoint import all_steps
+from mmmoe.engine.step_folders import all_steps
 from mmmoe.log import console
 from mmmoe.stages.ledger import STOP_FILE, RunFolder
 from mmmoe.stages.spec import RunSpec

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmmoe import dist, log
+from mmmoe import dist, env, log
 from mmmoe.stages.ledger import Stopped
 from mmmoe.stages.roll_call import Answerer, Caller, Rhythm
 from mmmoe.stages.status import LOST_PEER
@@ -28,7 +28,7 @@ def heartbeat(deadline_s: float, again: str) -> Iterator[None]:
     Raises:
         ValueError: The first process cannot be reached.
     """
-    if dist.world_size() == 1:
+    if env.world_size() == 1:
         yield
         return
     rhythm = Rhythm.of(deadline_s)
@@ -50,17 +50,17 @@ def heartbeat(deadline_s: float, again: str) -> Iterator[None]:
 
 
 def _join(rhythm: Rhythm, again: str) -> Caller | Answerer:
-    hosts = [str(host) for host in dist.gather_objects(dist.host())]
+    hosts = [str(host) for host in dist.gather_objects(env.host())]
 
     def end(reason: str) -> None:
         _end(reason, again)
 
     token = secrets.token_hex(16)
-    caller = Caller(hosts, token, rhythm, end) if dist.rank() == 0 else None
+    caller = Caller(hosts, token, rhythm, end) if env.rank() == 0 else None
     port, token = dist.as_on_first((caller.port if caller else 0, token))
     first = f"process 0 on {hosts[0]}"
-    address = (dist.master_address(), port)
-    watch = caller or Answerer(dist.rank(), address, first, token, rhythm, end)
+    address = (env.master_address(), port)
+    watch = caller or Answerer(env.rank(), address, first, token, rhythm, end)
     watch.start()
     dist.allow(dist.COLLECTIVE_S)  # whoever is lost is found by its silence
     return watch
@@ -69,7 +69,7 @@ def _join(rhythm: Rhythm, again: str) -> Caller | Answerer:
 def _end(reason: str, again: str) -> None:
     """Says why and ends this process at once; nothing here may wait for another thread, or for a disk."""
     text = (
-        f"\nerror: {dist.who()}: {reason}. This process stops in {log.place()}; what was saved before is intact. "
+        f"\nerror: {env.who()}: {reason}. This process stops in {log.place()}; what was saved before is intact. "
         f"Go on with `{again}`; fewer processes are fine (engine.processes=N, or a hostfile without "
         "the lost node)\n"
     )

@@ -10,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.config.ids import IMAGE_ID
 from mmmoe.data.collate import Batch, collate
 from mmmoe.data.dataset import Dataset
@@ -82,13 +82,13 @@ def fill(model: SplicedModel, judged: Sequence[Judged], title: str) -> None:
         (one, part)
         for place, one in enumerate(judged)
         for part in one.column.missing()
-        if (place + part.number) % dist.world_size() == dist.rank()
+        if (place + part.number) % env.world_size() == env.rank()
     ]
     dist.barrier()
     was_training = model.training
     model.to(device).eval()
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=dist.rank() != 0 or not tasks) as progress:
+    with Progress(*columns, console=console, disable=env.rank() != 0 or not tasks) as progress:
         task = progress.add_task("", total=sum(part.stop - part.start for _, part in tasks))
         for one, part in tasks:
             numbers_N = _numbers(model, one, part, device, lambda count: progress.advance(task, count))

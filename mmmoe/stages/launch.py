@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.engine.spec import EngineSpec
 from mmmoe.stages.children import Child, wait_for
 
@@ -50,9 +50,9 @@ def launch(engine: EngineSpec, arguments: list[str], logs: Path, team: Team | No
         ValueError: when `engine.port` is taken.
     """
     if team is None:
-        if engine.port is not None and not dist.is_port_free(engine.port):
+        if engine.port is not None and not env.is_port_free(engine.port):
             raise ValueError(f"engine.port={engine.port} is taken by another program; leave it out to get a free one")
-        team = Team(0, engine.processes, engine.processes, "127.0.0.1", engine.port or dist.free_port())
+        team = Team(0, engine.processes, engine.processes, "127.0.0.1", engine.port or env.free_port())
     threads = engine.threads or max(1, (os.cpu_count() or 1) // team.size)
     logs.mkdir(parents=True, exist_ok=True)
     return wait_for([_start(arguments, team, place, threads, logs) for place in range(team.size)], GRACE_S)
@@ -75,7 +75,7 @@ def _start(arguments: list[str], team: Team, place: int, threads: int, logs: Pat
     output = log.open("ab") if log else None
     process = subprocess.Popen(
         [sys.executable, "-m", "mmmoe.cli", *arguments],
-        env=dist.child_environment(rank, team.world, team.port, threads, team.address, place),
+        env=env.child_environment(rank, team.world, team.port, threads, team.address, place),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

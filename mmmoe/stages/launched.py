@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.log import console
 from mmmoe.report.page import write_report
 from mmmoe.stages.found import go_on
@@ -46,7 +46,7 @@ def _create(spec: RunSpec) -> tuple[Path, FolderLock]:
 
 def _take(spec: RunSpec, folder: RunFolder, overrides: list[str]) -> tuple[Path, FolderLock]:
     lock = folder.lock()
-    go_on(spec, folder, overrides, dist.world_size())
+    go_on(spec, folder, overrides, env.world_size())
     return folder.path.absolute(), lock
 
 
@@ -55,7 +55,7 @@ def _on_first(prepare: Callable[[], tuple[Path, FolderLock]]) -> tuple[Path, Fol
     path: Path | None = None
     lock: FolderLock | None = None
     mistake: Exception | None = None
-    if dist.rank() == 0:
+    if env.rank() == 0:
         try:
             path, lock = prepare()
         except (ValueError, OSError) as error:
@@ -71,7 +71,7 @@ def _on_first(prepare: Callable[[], tuple[Path, FolderLock]]) -> tuple[Path, Fol
 def _carry_out(spec: RunSpec, folder: RunFolder, lock: FolderLock | None) -> int:
     try:
         run_all(spec, folder, folder.again("LAUNCHER ... mmmoe.cli resume"))
-        if dist.rank() == 0:
+        if env.rank() == 0:
             console.print(f"report: {write_report(folder.path)}", soft_wrap=True)
     finally:
         if lock is not None:

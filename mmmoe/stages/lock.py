@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.log import logger
 from mmmoe.stages.status import USER_MISTAKE
 
@@ -47,7 +47,7 @@ class FolderLock:
         """
         self._folder, self._path = folder, folder / LOCK_FILE
         self._file = self._path.open("a+b", buffering=0)
-        self._own = {"host": dist.host(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid())}
+        self._own = {"host": env.host(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid())}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         try:
@@ -171,14 +171,14 @@ def _is_local(folder: Path) -> bool:
 
 def _end(reason: str) -> None:
     """Ends this process at once, before it writes what another run writes, too."""
-    os.write(2, f"\nerror: {dist.who()}: {reason}. This process stops: two runs began here at once\n".encode())
+    os.write(2, f"\nerror: {env.who()}: {reason}. This process stops: two runs began here at once\n".encode())
     os._exit(USER_MISTAKE)
 
 
 def _machine() -> str:
     """Returns what tells a running machine from others, whatever its hosts are called."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.is_file() else dist.host()
+    return boot.read_text().strip() if boot.is_file() else env.host()
 
 
 def _born(pid: int) -> float | None:

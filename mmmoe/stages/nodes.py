@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.log import console
 from mmmoe.stages.children import Child, wait_for
 from mmmoe.stages.hostfile import Host, Launcher, processes, read_hostfile, write_hostfile
@@ -122,7 +122,7 @@ class _Attempt:
 
     def variables(self) -> dict[str, str]:
         most = max(host.slots for host in self.hosts)
-        return dist.handed_on(self.spec.engine.threads or max(1, (os.cpu_count() or 1) // most))
+        return env.handed_on(self.spec.engine.threads or max(1, (os.cpu_count() or 1) // most))
 
     def plain_variables(self) -> list[str]:
         return [f"{name}={value}" for name, value in self.variables().items()]
@@ -164,7 +164,7 @@ class _Attempt:
             given = as_input(self.variables()).encode()
             return wait_for([_node(host.name, command, given) for host, command in pairs], patience)
         write_private(self.variables_file, "".join(f"{line}\n" for line in self.plain_variables()))
-        runner = subprocess.Popen(self.by_pdsh(), env=dist.with_variables(self.pdsh_environment()))
+        runner = subprocess.Popen(self.by_pdsh(), env=env.with_variables(self.pdsh_environment()))
         return wait_for([Child("deepspeed", runner, runner.terminate)], patience)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.engine.groups import TrainableRow, freeze
 from mmmoe.log import console
 from mmmoe.models.adapter_spec import AdapterSpec
@@ -25,7 +25,7 @@ GRID_EXPERTS, GRID_RANKS = (1, 2, 3), (16, 32, 128)
 
 def print_trainable(stage: StageSpec, rows: list[TrainableRow]) -> None:
     """Prints which parameters a stage trains, pattern by pattern (on the first process)."""
-    if dist.rank() != 0:
+    if env.rank() != 0:
         return
     table = Table("pattern", "tensors", "parameters", "for example", title=f"stage {stage.name} trains")
     for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmmoe import dist, paths
+from mmmoe import env, paths
 from mmmoe.data.shards import ShardSet
 from mmmoe.data.template import Template, load_tokenizer
 from mmmoe.engine.groups import freeze, parameter_groups, trainable_parameters
@@ -40,7 +40,7 @@ def preflight(spec: RunSpec) -> None:
 def problems(spec: RunSpec) -> Iterator[str]:
     """Yields what is missing or does not fit together, in words."""
     yield from _model(spec)
-    world = dist.world_size() if dist.is_launched() else spec.engine.processes
+    world = env.world_size() if env.is_launched() else spec.engine.processes
     seen: list[str] = []
     for stage in spec.stages:
         where = f"stages.{stage.name}"
@@ -62,7 +62,7 @@ def problems(spec: RunSpec) -> Iterator[str]:
             files_of([] if join is None else join.file)
         except ValueError as error:
             yield f"evaluation.benchmarks.{benchmark.name}: {error}"
-    if spec.engine.port is not None and not dist.is_launched() and not dist.is_port_free(spec.engine.port):
+    if spec.engine.port is not None and not env.is_launched() and not env.is_port_free(spec.engine.port):
         yield f"engine.port: {spec.engine.port} is taken by another program; leave it out to get a free one"
 
 

@@ -17,7 +17,7 @@ import psutil
 import torch
 import torch.distributed as torch_dist
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.paths import PACKAGE
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "webdataset")
@@ -65,7 +65,7 @@ def look(token: Path) -> NodeReport:
         token: A file that the doctor made on its own node; on a shared disk it is here, too.
     """
     return NodeReport(
-        host=dist.host(),
+        host=env.host(),
         python=platform.python_version(),
         packages={name: _version(name) for name in PACKAGES},
         source=_source(),
@@ -83,7 +83,7 @@ def meet(deadline_s: float) -> str:
     Raises:
         ValueError: The others were not met in time, or the sum is wrong.
     """
-    rank, world = dist.rank(), dist.world_size()
+    rank, world = env.rank(), env.world_size()
     began = time.monotonic()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
@@ -95,7 +95,7 @@ def meet(deadline_s: float) -> str:
         found, expected = float(total[0]), world * (world + 1) / 2
     except (RuntimeError, torch_dist.DistError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"no collective with the others, who meet at {dist.master_address()}: {reason}") from None
+        raise ValueError(f"no collective with the others, who meet at {env.master_address()}: {reason}") from None
     if found != expected:
         raise ValueError(f"all_reduce gave {found}, not {expected}")
     dist.stop()

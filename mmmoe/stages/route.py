@@ -18,7 +18,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from mmmoe import dist, paths
+from mmmoe import dist, env, paths
 from mmmoe.data.dataset import Source
 from mmmoe.data.index import write_atomically
 from mmmoe.data.routing_prompt import MOST
@@ -95,12 +95,12 @@ def _label(judges: Judges, opened: ShardSet, out: Path) -> None:
     meant = _meaning(judges, experts, opened)
     _refuse_other_labels(out, meant)
     dist.barrier()
-    if dist.rank() == 0:
+    if env.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)
         _write_json(out / ORDER_FILE, meant)  # before the first shard, so that a stopped labelling is known again
     dist.barrier()
     counts, kept = _write(opened, columns, experts, out)
-    if dist.rank() == 0:
+    if env.rank() == 0:
         _write_json(out / ORDER_FILE, meant | {"counts": _by_name(counts, experts)})
         console.print(labels_table(f"routing labels in {out}", experts, counts))
         if kept:
@@ -190,7 +190,7 @@ def _write(shards: ShardSet, columns: Sequence[SampleColumn], experts: Sequence[
     """Writes this process's share of the shards; returns the counts of all, and how many shards stood already."""
     own: list[Label] = []
     kept = 0
-    for number in range(dist.rank(), len(shards.shards), dist.world_size()):
+    for number in range(env.rank(), len(shards.shards), env.world_size()):
         labels = labels_of(shards, number, columns)
         kept += write_labelled(shards, number, labels, out)
         own += labels

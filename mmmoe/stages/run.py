@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine import checkpoint
 from mmmoe.engine.stop import StopRequest
 from mmmoe.log import console, enter, logger
@@ -36,8 +36,8 @@ def run_all(spec: RunSpec, folder: RunFolder, again: str | None = None) -> None:
         Stopped: when a signal asked the run to stop; the state is saved by then.
     """
     join(spec)
-    if dist.world_size() > 1:
-        console.print(f"{dist.who()}, one of {dist.world_size()}, on {dist.device()}", soft_wrap=True)
+    if env.world_size() > 1:
+        console.print(f"{env.who()}, one of {env.world_size()}, on {dist.device()}", soft_wrap=True)
     try:
         with heartbeat(spec.engine.deadline_s, again or folder.again()):
             _carry_out(spec, folder, StopRequest(folder.path / STOP_FILE))
@@ -61,11 +61,11 @@ def _carry_out(spec: RunSpec, folder: RunFolder, stop: StopRequest) -> None:
         if spec.evaluation is not None:
             with stop.at_once(Stopped()):
                 evaluate_run(spec, folder)
-        if dist.rank() == 0:
+        if env.rank() == 0:
             folder.record("finished")
         dist.barrier()
     except Stopped as stopped:
-        if dist.rank() == 0:
+        if env.rank() == 0:
             folder.record("stopped", stage=stopped.stage, step=stopped.step)
         if stopped.stage is not None:  # else the others are anywhere in the evaluation, and this one waits for none
             dist.barrier()  # a launcher kills the others of a node when the first of them ends
@@ -99,7 +99,7 @@ def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder, stop: StopReq
     if not reused and not _is_finished(stage, final, heritage, parts):
         run_stage(spec, stage, folder, heritage, parts, stop)
     dist.barrier()
-    if dist.rank() == 0:
+    if env.rank() == 0:
         seconds = round(time.monotonic() - started, 1)
         folder.record("stage_done", stage=stage.name, parent=str(parent or ""), reused=reused, seconds=seconds)
         logger().info("stage %s: %s in %.0f s", stage.name, "taken from the cache" if reused else "trained", seconds)
@@ -111,7 +111,7 @@ def _one_stage(spec: RunSpec, stage: StageSpec, folder: RunFolder, stop: StopReq
 def _is_finished(stage: StageSpec, final: Path, heritage: Heritage | None, parts: Mapping[str, Heritage]) -> bool:
     """Says whether a stage's result stands already, made from this declaration and this parent; collective."""
     found = False
-    if dist.rank() == 0 and not checkpoint.verify(final):
+    if env.rank() == 0 and not checkpoint.verify(final):
         state = checkpoint.read(final).state
         parent = heritage.checkpoint.digest if heritage else None
         found = redeclared(_STAGE, state.spec.get("stage")) == stage.model_dump(mode="json") and state.parent == parent

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine import checkpoint
 from mmmoe.engine.checkpoint import Checkpoint
 from mmmoe.engine.expert_groups import ExpertGroups
@@ -140,7 +140,7 @@ class StageSaver:
         self._keeper.wait()
         tensors = self._engine.tensors()
         inherited = self._inherited(tensors)
-        if dist.rank() == 0:
+        if env.rank() == 0:
             best = self._keeper.best()
             if best is not None:
                 checkpoint.write_at(self._folder / BEST, best.state, {**inherited, **best.tensors}, {})
@@ -162,7 +162,7 @@ class StageSaver:
                 continue
             if self._experts is not None and name in start.shares:
                 tensor = self._experts.gather(tensor.to(self._engine.device)).cpu()
-            if dist.rank() == 0:
+            if env.rank() == 0:
                 found[name] = tensor
         return found
 

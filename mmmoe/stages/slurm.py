@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.log import console
 from mmmoe.stages.ledger import STOP_FILE, RunFolder
 from mmmoe.stages.options import parse_options
@@ -101,7 +101,7 @@ class Slurm:
     def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
         """Yields the script, and what the file of variables beside it will say."""
         yield self.script(spec, folder, overrides)
-        yield f"# {folder / VARIABLES}: {shlex.join(shown(dist.handed_on(1)))}"
+        yield f"# {folder / VARIABLES}: {shlex.join(shown(env.handed_on(1)))}"
 
     def start(self, spec: RunSpec, folder: RunFolder, overrides: list[str]) -> int:
         """Writes the script into the run folder and submits it; returns the exit status.
@@ -110,7 +110,7 @@ class Slurm:
             ValueError: Slurm is not here, or refuses the job.
         """
         path = folder.path.absolute()
-        exports = (f"export {name}={shlex.quote(value)}\n" for name, value in dist.handed_on(1).items())
+        exports = (f"export {name}={shlex.quote(value)}\n" for name, value in env.handed_on(1).items())
         write_private(path / VARIABLES, "".join(exports))
         (path / SCRIPT).write_text(self.script(spec, path, overrides), encoding="utf-8")
         (path / "logs").mkdir(exist_ok=True)

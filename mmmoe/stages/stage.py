@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.engine.build import build_engine
 from mmmoe.engine.expert_groups import make_groups
 from mmmoe.engine.faults import FaultRule, History
@@ -59,10 +59,10 @@ def run_stage(
     saver = StageSaver(Origin(run, stage, start_model, heritage, parts), engine, here, experts)
     start = saver.restore(steps)
 
-    metrics = MetricsFile(here / "metrics.jsonl") if dist.rank() == 0 else None
+    metrics = MetricsFile(here / "metrics.jsonl") if env.rank() == 0 else None
     if metrics is not None:
         metrics.truncate_after(start)
-        folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=dist.world_size())
+        folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=env.world_size())
     rows = metrics.read() if metrics is not None else None
     watch = RouterWatch(stage.name, steps, rows or [])
     key = f"stages.{stage.name}.training"

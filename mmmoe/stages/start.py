@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.log import console
 from mmmoe.stages.found import go_on
 from mmmoe.stages.launch import launch
@@ -22,7 +22,7 @@ def start_new(spec: RunSpec) -> int:
     Under a launcher (deepspeed, torchrun, srun) each process calls this and the run uses the launcher's processes;
     otherwise `engine.processes` are started here.
     """
-    if dist.is_launched():
+    if env.is_launched():
         from mmmoe.stages import launched
 
         return launched.begin(spec)
@@ -39,7 +39,7 @@ def start_again(path: Path, overrides: list[str]) -> int:
     """
     folder = RunFolder.open(path)
     spec = folder.spec(overrides)
-    if dist.is_launched():
+    if env.is_launched():
         from mmmoe.stages import launched
 
         return launched.go_on_together(spec, folder, overrides)

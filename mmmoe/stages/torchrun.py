@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.stages.children import Child, wait_for
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.options import parse_options
@@ -77,7 +77,7 @@ class Torchrun:
     def start(self, spec: RunSpec, folder: RunFolder, overrides: list[str]) -> int:
         """Carries the run out; returns the exit status."""
         command = self.command(folder.path.absolute(), overrides)
-        process = subprocess.Popen(command, env=dist.with_variables({"HF_HUB_OFFLINE": "1"}))
+        process = subprocess.Popen(command, env=env.with_variables({"HF_HUB_OFFLINE": "1"}))
         # torchrun says 1 whatever its processes said: the ledger knows better.
         status = wait_for([Child("torchrun", process, process.terminate)], spec.engine.deadline_s)
         was_asked = status and folder.events()[-1]["event"] == "stopped"

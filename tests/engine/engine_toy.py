@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine.build import build_engine
 from mmmoe.engine.groups import freeze
 from mmmoe.engine.loop import fit
@@ -179,7 +179,7 @@ def toy_engine(spec: EngineSpec, training: TrainingSpec, dropout: float = 0.0, k
 
 def toy_fit(engine: Engine, training: TrainingSpec, start: int, end: int, total: int = 10) -> list[StepRecord]:
     """Trains steps [start, end) of a schedule of `total`."""
-    source = ToySource(dist.rank(), dist.world_size(), training.micro_batch)
+    source = ToySource(env.rank(), env.world_size(), training.micro_batch)
     stopper = Recorder()
     fit(engine, _Until(source, end), training, total, start, stopper, stop=(stop := _Stop(end)))  # type: ignore[arg-type]
     assert stop.reached or end == total
@@ -235,5 +235,5 @@ def _enter(rank: int, world: int, port: int, folder: str, task: Any, arguments: 
 
 def on_processes(world: int, folder: Path, task: Any, *arguments: Any) -> Any:
     """Runs a task on `world` fresh processes and returns the first one's result."""
-    mp.spawn(_enter, (world, dist.free_port(), str(folder), task, arguments), nprocs=world)
+    mp.spawn(_enter, (world, env.free_port(), str(folder), task, arguments), nprocs=world)
     return torch.load(folder / "result.pt", weights_only=False)

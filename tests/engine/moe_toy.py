@@ -80,12 +80,14 @@ def moe_spec(**fields: Any) -> MoESpec:
     return MoESpec(sites=["language.*.mlp"], experts=["base"] * EXPERTS, **fields)
 
 
-def moe_engine(engine_spec: EngineSpec, spec: MoESpec, micro_batch: int = 2) -> tuple[Engine, ExpertPlace]:
+def moe_engine(
+    engine_spec: EngineSpec, spec: MoESpec, micro_batch: int = 2, kind: type[MoEToy] = MoEToy
+) -> tuple[Engine, ExpertPlace]:
     """The model under an engine, and where this process stands."""
     groups = make_groups(engine_spec)
     place = ALONE if groups is None else ExpertPlace(groups.rank, groups.size, groups.group)
     torch.manual_seed(3)
-    model = MoEToy(spec, place)
+    model = kind(spec, place)
     freeze(model, TRAINS)
     return build_engine(model, engine_spec, toy_training(micro_batch), experts=groups), place
 

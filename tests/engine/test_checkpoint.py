@@ -17,6 +17,7 @@ from mmmoe.engine import checkpoint
 from mmmoe.engine.checkpoint import BackgroundWriter, CheckpointState, DiskFullError
 from mmmoe.engine.keeper import CheckpointKeeper
 from mmmoe.engine.spec import CheckpointSpec, EngineSpec
+from mmmoe.engine.step_folders import all_steps, prune
 
 TENSORS = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.tensor([0.5, -1.0])}
 MOMENTS = {f"{kind}.{name}": tensor * 2 for kind in ("exp_avg", "exp_avg_sq") for name, tensor in TENSORS.items()}
@@ -64,9 +65,9 @@ def test_a_killed_write_leaves_nothing_that_counts(tmp_path: Path) -> None:
     assert checkpoint.latest_valid(tmp_path) == tmp_path / "step_000001"
     put(tmp_path, 2)
     put(tmp_path, 2)
-    assert [path.name for path in checkpoint.all_steps(tmp_path)] == ["step_000001", "step_000002"]
+    assert [path.name for path in all_steps(tmp_path)] == ["step_000001", "step_000002"]
     (tmp_path / ".writing_step_000003").mkdir()
-    checkpoint.prune(tmp_path, 1)
+    prune(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
 
 
@@ -114,7 +115,7 @@ def test_keeper_saves_prunes_and_resumes(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         keeper.save(engine, CheckpointState(step))
     keeper.wait()
-    assert [path.name for path in checkpoint.all_steps(tmp_path)] == ["step_000004", "step_000006"]
+    assert [path.name for path in all_steps(tmp_path)] == ["step_000004", "step_000006"]
     held = keeper.resume(engine)
     assert held is not None
     assert held.state.step == 6
@@ -139,5 +140,5 @@ def test_resume_puts_damaged_newer_checkpoints_aside_so_that_pruning_keeps_the_s
     CheckpointKeeper(tmp_path, CheckpointSpec(keep=2)).resume(held)
     assert held.updates == 100
     checkpoint.write(tmp_path, CheckpointState(150), {"w": torch.ones(3)}, {})
-    checkpoint.prune(tmp_path, 2)
-    assert [path.name for path in checkpoint.all_steps(tmp_path)] == ["step_000100", "step_000150"]
+    prune(tmp_path, 2)
+    assert [path.name for path in all_steps(tmp_path)] == ["step_000100", "step_000150"]

@@ -10,7 +10,7 @@ import torch.distributed as torch_dist
 from engine_toy import on_processes
 from moe_toy import EXPERTS, WIDTH, moe_engine, moe_spec
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine.spec import EngineSpec
 from mmmoe.kernels.send_order.op import send_order
 from mmmoe.models.moe.exchange import token_bytes, weight_bytes
@@ -49,7 +49,7 @@ def sent(move: str, k: int, tokens: int) -> dict[str, Any]:
     """Forward and backward of one layer: bytes on the wire, by the layer's own count, by the formula, per process."""
     engine, place = moe_engine(EngineSpec(kind="local", ep_size=2), moe_spec(move=move, gate=GateSpec(k=k)))
     layer = engine.module.get_submodule("language.layers.0.mlp")
-    torch.manual_seed(dist.rank())
+    torch.manual_seed(env.rank())
     x_BTD = torch.randn(1, tokens, WIDTH, requires_grad=True)
     order = send_order(route(layer.router(x_BTD[0]), layer.spec.gate).expert_NK, EXPERTS, 2)
     leaving = int(order.count_E[1 - place.rank])

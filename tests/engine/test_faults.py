@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from engine_toy import BATCH, TRAINS, Recorder, Toy, ToyBatch, ToySource, on_processes, toy_engine, toy_training
+from moe_toy import MoEToy, moe_engine, moe_spec
 from test_engines import KINDS, assert_equal, engine_spec
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.config.load import load
 from mmmoe.engine.checkpoint import CheckpointState
 from mmmoe.engine.faults import Fault, FaultRule, History
@@ -46,16 +47,25 @@ class Blown(torch.autograd.Function):
         return grad * math.inf
 
 
-class Faulty(Toy):
+class Spoiled:
     """A pixel of LEAP multiplies the first sample's loss, one of BLOW spoils its gradient, NaN its loss."""
 
     def forward(self, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, pixels_BD: torch.Tensor) -> Any:
         mark = float(pixels_BD[0, 0])
         clean = pixels_BD.clone()
-        clean[0, 0] = 0.5 if abs(mark) > 100 else mark
-        output = super().forward(input_ids_BT, labels_BT, clean)
-        nll_B = output.nll_B * 1e3 if mark == LEAP else output.nll_B
+        clean[0, 0] = 0.5 if abs(mark) > 100 or math.isnan(mark) else mark
+        output = super().forward(input_ids_BT, labels_BT, clean)  # type: ignore[misc]
+        factor = {LEAP: 1e3}.get(mark, math.nan if math.isnan(mark) else 1.0)
+        nll_B = output.nll_B * factor
         return type(output)(Blown.apply(nll_B) if mark == BLOW else nll_B, output.num_targets_B, output.auxiliary)
+
+
+class Faulty(Spoiled, Toy):
+    """Both engines' toy."""
+
+
+class FaultyMoE(Spoiled, MoEToy):
+    """The toy whose experts may be spread over processes."""
 
 
 class Faults(ToySource):
@@ -71,6 +81,10 @@ class Faults(ToySource):
 
 def faulty_engine(spec: EngineSpec, training: TrainingSpec) -> Any:
     return toy_engine(spec, training, kind=Faulty)
+
+
+def engine_that_skips(*case: Any) -> Any:
+    return faulty_engine(engine_spec(*case), training_that_skips())
 
 
 def training_that_skips(micro_batch: int = 2, faults: FaultsSpec = SKIPS) -> TrainingSpec:
@@ -108,17 +122,22 @@ class Watching(Recorder):
 
 def run(engine: Any, training: TrainingSpec, start: int, end: int, rule: FaultRule) -> Watching:
     watch = Watching(engine, end)
-    source = Faults(dist.rank(), dist.world_size(), training.micro_batch)
+    source = Faults(env.rank(), env.world_size(), training.micro_batch)
     fit(engine, source, training, STEPS, start, watch, stop=watch.stop, faults=rule)
     return watch
 
 
-def skip_and_resume(cases: list[tuple[str, int, str]], folder: Path) -> dict[Any, Any]:
+def faulty_moe_engine(kind: str, zero: int, ep_size: int) -> Any:
+    spec = EngineSpec.model_validate({"kind": kind, "zero": zero, "ep_size": ep_size, "precision": "fp32"})
+    return moe_engine(spec, moe_spec(), kind=FaultyMoE)[0]
+
+
+def skip_and_resume(cases: list[tuple[Any, ...]], folder: Path, build: Any = engine_that_skips) -> dict[Any, Any]:
     """Trains in one go and with a new engine after step 5, between a skipped step and the next one to skip."""
     results = {}
     for case in cases:
-        training, spec = training_that_skips(), engine_spec(*case)
-        engine = faulty_engine(spec, training)
+        training = training_that_skips()
+        engine = build(*case)
         whole = run(engine, training, 0, STEPS, FaultRule(SKIPS))
         for step in range(1, STEPS + 1):
             tensors, moments, own, updates = whole.states[step - 1]
@@ -132,14 +151,14 @@ def skip_and_resume(cases: list[tuple[str, int, str]], folder: Path) -> dict[Any
             assert whole.states[step][3] - updates == (not is_kept)
         engine.close()
         place = folder / "_".join(map(str, case))
-        first = faulty_engine(spec, training)
+        first = build(*case)
         before = run(first, training, 0, 5, FaultRule(SKIPS))
         CheckpointKeeper(place, CheckpointSpec(), in_background=False).save(first, CheckpointState(5))
         first.close()
-        second = faulty_engine(spec, training)
+        second = build(*case)
         held = CheckpointKeeper(place, CheckpointSpec()).resume(second)
         assert held is not None
-        rows = rows_of(before.records) if dist.rank() == 0 else None
+        rows = rows_of(before.records) if env.rank() == 0 else None
         after = run(second, training, 5, STEPS, FaultRule(SKIPS, History.of(rows, SKIPS)))
         for one, other in zip(whole.states[-1][:3], after.states[-1][:3], strict=True):
             assert_equal(one, other)
@@ -205,6 +224,20 @@ def test_a_skipped_step_changes_nothing_and_is_skipped_again_after_a_resume(tmp_
 def test_every_engine_skips_alike(precision: str, tmp_path: Path) -> None:
     cases = [(kind, zero, precision) for kind, zero in KINDS]
     check(on_processes(2, tmp_path, skip_and_resume, cases, tmp_path), 1e-5 if precision == "fp32" else 0.02)
+
+
+def test_experts_spread_over_processes_skip_as_one_process_does(tmp_path: Path) -> None:
+    (want,) = skip_and_resume([("local", 0, 1)], tmp_path / "one", faulty_moe_engine).values()
+    cases = [("local", 0, 2), ("deepspeed", 1, 2), ("deepspeed", 2, 2)]
+    for told, whole, halves, tensors in on_processes(
+        2, tmp_path, skip_and_resume, cases, tmp_path / "two", faulty_moe_engine
+    ).values():
+        assert [bool(text) for text in told[0]] == [step in (NAN_AT, LEAP_AT, NORM_AT) for step in range(STEPS)]
+        assert told[0] == told[1]
+        assert [str(loss) for loss in whole] == [str(loss) for loss in halves]
+        assert whole == pytest.approx(want[1], rel=1e-6, nan_ok=True)
+        for name, tensor in want[3].items():
+            torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
 def fit_with(training: TrainingSpec, source: ToySource, steps: int, rule: FaultRule | None = None) -> Recorder:

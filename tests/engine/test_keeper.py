@@ -13,12 +13,13 @@ import pytest
 import torch
 from engine_toy import Recorder, ToySource, on_processes, toy_engine, toy_training
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine import checkpoint
 from mmmoe.engine.checkpoint import CheckpointState
 from mmmoe.engine.keeper import SCORES, CheckpointKeeper
 from mmmoe.engine.loop import fit
 from mmmoe.engine.spec import CheckpointSpec, EngineSpec
+from mmmoe.engine.step_folders import all_steps, prune
 
 KILLED = 77
 
@@ -45,7 +46,7 @@ def keeper_of(folder: Path, **fields: Any) -> CheckpointKeeper:
 
 
 def steps_in(folder: Path) -> list[int]:
-    return [int(path.name.removeprefix("step_")) for path in checkpoint.all_steps(folder)]
+    return [int(path.name.removeprefix("step_")) for path in all_steps(folder)]
 
 
 def train(keeper: CheckpointKeeper, steps: range, scores: dict[int, float]) -> None:
@@ -130,13 +131,13 @@ class Late(Recorder):
     """The first process's clock asks at the third step."""
 
     def is_overdue(self) -> bool:
-        return dist.rank() == 0 and len(self.records) == 2
+        return env.rank() == 0 and len(self.records) == 2
 
 
 def save_late() -> list[object]:
     training, observer = toy_training(), Late(save_at=(4,))
     engine = toy_engine(EngineSpec(kind="local"), training)
-    fit(engine, ToySource(dist.rank(), dist.world_size(), 2), training, 5, 0, observer)
+    fit(engine, ToySource(env.rank(), env.world_size(), 2), training, 5, 0, observer)
     return dist.gather_objects((observer.saves, [record.loss for record in observer.records]))
 
 
@@ -208,7 +209,7 @@ def test_a_kill_at_any_call_of_a_write_leaves_the_newest_sound_checkpoint(tmp_pa
 
         def work(folder: Path = folder, new: int = new) -> None:
             checkpoint.write(folder, CheckpointState(new), Held(new).tensors(), Held().optimizer_tensors())
-            checkpoint.prune(folder, 1)
+            prune(folder, 1)
 
         died = killed_after(calls // 2, work)
         held = Held()

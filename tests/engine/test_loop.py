@@ -10,7 +10,7 @@ import pytest
 import torch
 from engine_toy import Recorder, ToyBatch, ToyOutput, ToySource, on_processes, toy_engine, toy_training
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.engine.deepspeed_config import deepspeed_config
 from mmmoe.engine.loop import fit
 from mmmoe.engine.outputs import join, split
@@ -71,12 +71,12 @@ def stop_together() -> list[object]:
     training = toy_training()
     engine = toy_engine(EngineSpec(kind="local"), training)
     stop = StopRequest()
-    if dist.rank() == 1:
+    if env.rank() == 1:
         stop.request()
-    source = ToySource(dist.rank(), 2, 2)
+    source = ToySource(env.rank(), 2, 2)
     result = fit(engine, source, training, 3, 0, Recorder(), stop=stop)
     try:
-        fit(engine, Poisoned(dist.rank(), 2, 2), training, 3, 0, Recorder())
+        fit(engine, Poisoned(env.rank(), 2, 2), training, 3, 0, Recorder())
     except FloatingPointError:
         return dist.gather_objects((result.step, result.stopped, "raised"))
     return dist.gather_objects((result.step, result.stopped, "went on"))

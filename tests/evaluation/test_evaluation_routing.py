@@ -8,7 +8,7 @@ import torch.multiprocessing
 from evaluation_fakes import make_subject
 from routed_fake import judge_in_process, routed_subject
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.evaluation.questions import load_questions
 from mmmoe.evaluation.routing import ROUTING_FILE, answer_losses, judge_routing, routing_score, with_routing
 from mmmoe.evaluation.runner import evaluate, evaluate_all
@@ -185,7 +185,7 @@ def test_two_processes_judge_as_one(benchmark, tmp_path):
     spec = spec_of(benchmark, routing_labels=5)
     alone = judge_routing(routed_subject(), spec, tmp_path / "one")
     (tmp_path / "two").mkdir()
-    given = (2, dist.free_port(), spec, tmp_path / "two")
+    given = (2, env.free_port(), spec, tmp_path / "two")
     torch.multiprocessing.spawn(judge_in_process, args=given, nprocs=2)
     assert {(tmp_path / "two" / f"rank{rank}.txt").read_text() for rank in range(2)} == {repr(alone)}
     one, two = ((tmp_path / name / ROUTING_FILE).read_text() for name in ("one", "two"))

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from evaluation_fakes import FakeModel, FakeTemplate, FakeTransform, make_subject, sit_in_process, sit_in_step
 from rich.console import Console
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.evaluation.runner import evaluate, evaluate_all
 from mmmoe.evaluation.scores import read_scores
 from mmmoe.evaluation.spec import BenchmarkSpec, EvaluationSpec
@@ -148,7 +148,7 @@ def test_processes_that_run_a_model_together_stay_in_step(spec, tmp_path, limit)
     alone, both = tmp_path / "alone", tmp_path / "both"
     both.mkdir()
     evaluate(make_subject(), spec, alone, "trained")
-    mp.spawn(sit_in_step, (2, dist.free_port(), spec, both), nprocs=2)
+    mp.spawn(sit_in_step, (2, env.free_port(), spec, both), nprocs=2)
     for name in ("said", "chosen"):
         assert (both / "trained" / f"{name}.jsonl").read_text() == (alone / "trained" / f"{name}.jsonl").read_text()
     assert len({(both / f"rank{rank}.txt").read_text() for rank in range(2)}) == 1

@@ -10,7 +10,7 @@ import pytest
 import torch.multiprocessing as mp
 from evaluation_fakes import die_in_process, make_subject, mortal_subject, sit_in_process
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.evaluation.responses import RESPONSES, Responses, folder_of, key_of
 from mmmoe.evaluation.runner import evaluate, evaluate_all
 from mmmoe.evaluation.scores import read_scores
@@ -75,7 +75,7 @@ def test_after_a_real_kill_any_number_of_processes_goes_on(spec, tmp_path, world
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     asked = len(log.read_text().splitlines())
-    mp.spawn(sit_in_process, (world, dist.free_port(), spec, out, "weights", cache), nprocs=world)
+    mp.spawn(sit_in_process, (world, env.free_port(), spec, out, "weights", cache), nprocs=world)
     assert files(out) == files(alone)
     kept = [path.read_text().splitlines() for path in cache.glob(f"{RESPONSES}/*/*.jsonl")]
     keys = [json.loads(line)[0] for lines in kept for line in lines]

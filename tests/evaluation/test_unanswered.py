@@ -11,7 +11,7 @@ from evaluation_fakes import FakeReader, drawing_subject, make_subject, mortal_s
 from PIL import Image
 from rich.console import Console
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.config.ids import IMAGE_ID
 from mmmoe.evaluation import runner
 from mmmoe.evaluation.answers import read_answers
@@ -186,7 +186,7 @@ def test_a_process_whose_only_question_is_too_long_stays_in_step(benchmark_file,
     both = tmp_path / "both"
     both.mkdir()
     evaluate(narrow(make_subject()), spec, tmp_path / "alone", "trained")
-    mp.spawn(sit_in_step, (2, dist.free_port(), spec, both, ROOM), nprocs=2)
+    mp.spawn(sit_in_step, (2, env.free_port(), spec, both, ROOM), nprocs=2)
     assert answers_in(both) == answers_in(tmp_path / "alone")
     assert [answer.prediction for answer in answers_in(both)] == ["3", ""]
     assert len({(both / f"rank{rank}.txt").read_text() for rank in range(2)}) == 1

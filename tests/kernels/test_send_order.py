@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import assert_same
 
-from mmmoe.dist import free_port
+from mmmoe.env import free_port
 from mmmoe.kernels.combine.op import combine, gather_sum
 from mmmoe.kernels.dispatch.op import dispatch
 from mmmoe.kernels.order import order_by_expert

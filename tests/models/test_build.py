@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import get_args
 
 import pytest
 import torch
@@ -11,18 +15,38 @@ import yaml
 from models_toy import CONFIG, lora_spec, mole_spec
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from mmmoe.models.build import add_adapters, build_model
+from mmmoe.models.build import TOWERS, add_adapters, build_model
 from mmmoe.models.connectors.mlp import MLPConnector
 from mmmoe.models.counts import parameter_table
 from mmmoe.models.keys import canonical
 from mmmoe.models.language import build_language
 from mmmoe.models.spec import ConnectorSpec, PretrainedLanguage, ScratchLanguage, model_spec
+from mmmoe.models.towers.spec import TowerSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def declared(name):
     return model_spec(yaml.safe_load((ROOT / f"models/llava_mole/{name}.yaml").read_text()))
+
+
+def test_every_kind_of_tower_has_a_class_and_no_other_stands_in_the_table():
+    assert set(TOWERS) == {kind.model_fields["kind"].default for kind in get_args(TowerSpec)}
+    for place in TOWERS.values():
+        assert callable(resolve_name(f"mmmoe.models.towers.{place}"))
+
+
+def test_a_process_loads_the_libraries_of_its_own_model_alone():
+    code = (
+        "import sys, yaml\n"
+        "import mmmoe.stages.run, mmmoe.stages.preflight\n"
+        "from mmmoe.models.build import build_model\n"
+        "from mmmoe.models.spec import model_spec\n"
+        f"build_model(model_spec(yaml.safe_load(open({str(ROOT / 'models/llava_mole/tiny.yaml')!r}))), 0, meta=True)\n"
+        "print(*sorted({'diffusers', 'open_clip', 'timm', 'deepspeed', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == ""
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "7b"])

@@ -8,7 +8,7 @@ from mova_toy import EXPERTS, FEW, FULL, GLANCE, MIXED, batch, row, toy_mova
 
 from mmmoe.config.ids import IMAGE_ID, QUESTION_VIEW, ROUTING_VIEW
 from mmmoe.config.load import load
-from mmmoe.engine.deepspeed import hide_skippable, show_hidden
+from mmmoe.engine.skippable import hide_skippable, show_hidden
 from mmmoe.models.build import build_model
 from mmmoe.paths import project_root
 from mmmoe.stages.spec import RunSpec

@@ -11,7 +11,7 @@ from models_toy import lora_spec, mole_spec
 from uni_toy import toy_uni, toy_uni_moe, uni_batch
 
 from mmmoe.config.ids import MEDIA_IDS
-from mmmoe.engine.deepspeed import hide_skippable, show_hidden
+from mmmoe.engine.skippable import hide_skippable, show_hidden
 from mmmoe.models.build import add_adapters, build_model
 from mmmoe.models.counts import parameter_table
 from mmmoe.models.spec import model_spec

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing
 from mova_project import finished_stage, make_mova_project
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.config.load import load
 from mmmoe.data import sample_column
 from mmmoe.data.collate import collate
@@ -219,7 +219,7 @@ def build_in_process(rank, world, port, project, judge, cache):
 def test_two_processes_write_what_one_writes(project, run, judge, tmp_path):
     alone = losses_of(build(judge, run, tmp_path / "one"))
     (tmp_path / "two").mkdir()
-    given = (2, dist.free_port(), project, judge.path, tmp_path / "two")
+    given = (2, env.free_port(), project, judge.path, tmp_path / "two")
     torch.multiprocessing.spawn(build_in_process, args=given, nprocs=2)
     assert {(tmp_path / "two" / f"rank{rank}.txt").read_text() for rank in range(2)} == {repr(alone)}
     one, two = (sorted((tmp_path / name).rglob("*.npy")) for name in ("one", "two"))

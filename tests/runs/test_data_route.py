@@ -14,7 +14,7 @@ import pytest
 import yaml
 from mova_project import LLAMA, finished_stage, make_mova_project, tower
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.config.load import load
 from mmmoe.data.collate import collate
 from mmmoe.data.dataset import Source
@@ -58,7 +58,7 @@ class Place:
 
     def start(self, out: Path, rank: int = 0, world: int = 1, port: int = 0) -> subprocess.Popen:
         command = [sys.executable, "-m", "mmmoe.cli", "data", "route", str(self.shards), str(out), *self.words]
-        environment = dist.child_environment(rank, world, port, 1) | {"COLUMNS": "200"}
+        environment = env.child_environment(rank, world, port, 1) | {"COLUMNS": "200"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -163,7 +163,7 @@ def test_a_killed_builder_goes_on_where_it_was(place, whole, tmp_path):
 
 def test_two_processes_write_what_one_writes(place, whole, tmp_path):
     shutil.rmtree(place.cache / "routing_losses")
-    port = dist.free_port()
+    port = env.free_port()
     both = [place.start(tmp_path / "out", rank, 2, port) for rank in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said

@@ -11,6 +11,7 @@ import yaml
 from mmmoe.config.load import load
 from mmmoe.data.shards import ShardSet
 from mmmoe.engine import checkpoint
+from mmmoe.engine.step_folders import all_steps
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import NO_ROOM, USER_MISTAKE
@@ -198,7 +199,7 @@ def test_full_disk_keeps_the_checkpoints_before(own_project, mmmoe, monkeypatch)
     assert status == NO_ROOM
     assert "resume" in said
     steps = run.stage("language") / "checkpoints"
-    assert [path.name for path in checkpoint.all_steps(steps)] == ["step_000002", "step_000004"]
+    assert [path.name for path in all_steps(steps)] == ["step_000002", "step_000004"]
     assert checkpoint.latest_valid(steps) is not None
     monkeypatch.undo()
 

@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing
 from mova_project import finished_stage, make_mova_project
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.config.load import load
 from mmmoe.data import sample_column
 from mmmoe.data.dataset import open_sources
@@ -222,7 +222,7 @@ def build_in_process(rank, world, port, project, judge, cache):
 def test_two_processes_hear_what_one_hears(project, run, judge, tmp_path):
     alone = numbers_of(build(judge, run, tmp_path / "one"))
     (tmp_path / "two").mkdir()
-    given = (2, dist.free_port(), project, judge.path, tmp_path / "two")
+    given = (2, env.free_port(), project, judge.path, tmp_path / "two")
     torch.multiprocessing.spawn(build_in_process, args=given, nprocs=2)
     assert {(tmp_path / "two" / f"rank{rank}.txt").read_text() for rank in range(2)} == {repr(alone)}
     one, two = (sorted((tmp_path / name).rglob("*.npy")) for name in ("one", "two"))

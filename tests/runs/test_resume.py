@@ -12,7 +12,8 @@ import torch
 import yaml
 from small_project import losses, start
 
-from mmmoe.engine.checkpoint import all_steps, read
+from mmmoe.engine.checkpoint import read
+from mmmoe.engine.step_folders import all_steps
 from mmmoe.stages.ledger import RunFolder
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,8 @@ import torch
 import yaml
 from small_project import start
 
-from mmmoe.engine.checkpoint import all_steps, read
+from mmmoe.engine.checkpoint import read
+from mmmoe.engine.step_folders import all_steps
 from mmmoe.evaluation.scores import read_scores
 
 pytestmark = pytest.mark.slow

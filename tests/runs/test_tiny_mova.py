@@ -12,7 +12,8 @@ import torch
 from mova_project import make_mova_project
 from small_project import losses, start
 
-from mmmoe.engine.checkpoint import all_steps, read
+from mmmoe.engine.checkpoint import read
+from mmmoe.engine.step_folders import all_steps
 from mmmoe.evaluation.questions import load_questions
 from mmmoe.evaluation.routing import ANSWER_TOKENS, with_routing
 from mmmoe.stages.evaluate import subject_of

@@ -10,7 +10,8 @@ import torch
 import yaml
 from small_project import configuration, losses, start
 
-from mmmoe.engine.checkpoint import all_steps, read
+from mmmoe.engine.checkpoint import read
+from mmmoe.engine.step_folders import all_steps
 from mmmoe.models.build import build_model
 from mmmoe.models.spec import model_spec
 from mmmoe.stages.handover import rebuild

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmmoe import dist
+from mmmoe import dist, env
 from mmmoe.data import features as features_module
 from mmmoe.data.dataset import Source, with_features
 from mmmoe.data.encode import encode_missing
@@ -107,7 +107,7 @@ def main() -> None:
     sources = sources_of(Path(shards), Path(cache), model)
     try:
         make_room(run_of(float(limit) or None), STAGE, model, sources)
-        fill(sources, dist.rank(), dist.world_size(), float(seconds))
+        fill(sources, env.rank(), env.world_size(), float(seconds))
         dist.barrier()
     except ValueError as error:
         say(f"refused: {error}")

@@ -25,7 +25,7 @@ from budget_toy import (
     write_shards,
 )
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.data import features as features_module
 from mmmoe.data.feature_folders import ABOUT, read_folders
 from mmmoe.data.feature_lease import in_use
@@ -173,7 +173,7 @@ def test_features_that_a_run_under_way_uses_stay(cache, shards, tmp_path):
 
 
 def start(shards, cache, limit_gb=0.0, seconds=0.0, rank=0, world=1, port=0):
-    environment = dist.child_environment(rank, world, port, 1)
+    environment = env.child_environment(rank, world, port, 1)
     arguments = [str(shards), str(cache), str(limit_gb), str(seconds)]
     # As a module, so that it imports this project and not another copy that happens to be installed.
     return subprocess.Popen(
@@ -215,7 +215,7 @@ def assert_right(sources):
 @pytest.mark.slow
 def test_two_processes_make_room_once_and_encode_everything(cache, shards, tmp_path):
     kept_features(cache, tmp_path, ("old",), (1000,))
-    port = dist.free_port()
+    port = env.free_port()
     both = [start(shards, cache, need_gb(10), rank=rank, world=2, port=port) for rank in range(2)]
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -231,7 +231,7 @@ def test_two_processes_make_room_once_and_encode_everything(cache, shards, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_are_refused_alike(cache, shards):
-    port = dist.free_port()
+    port = env.free_port()
     both = [start(shards, cache, need_gb(10) / 2, rank=rank, world=2, port=port) for rank in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert said[0] == said[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmmoe import dist
+from mmmoe import env
 from mmmoe.stages.status import LOST_PEER
 
 pytestmark = pytest.mark.slow
@@ -21,11 +21,11 @@ DEADLINE_S = 6.0
 
 def pair(how):
     """Starts two processes and returns them when both wait in the run."""
-    port = dist.free_port()
+    port = env.free_port()
     both = [
         subprocess.Popen(
             [sys.executable, str(TOY), str(DEADLINE_S), how],
-            env=dist.child_environment(rank, 2, port, 1),
+            env=env.child_environment(rank, 2, port, 1),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -55,7 +55,7 @@ def test_a_frozen_process_ends_the_other_within_the_deadline(lost):
         both[lost].kill()
         both[lost].communicate()
     assert seconds < DEADLINE_S
-    assert f"process {1 - lost} on {dist.host()}: process {lost} on {dist.host()}" in said
+    assert f"process {1 - lost} on {env.host()}: process {lost} on {env.host()}" in said
     assert "This process stops in stage mole, after step 7" in said
     assert "mmmoe resume runs/toy" in said
 
@@ -67,7 +67,7 @@ def test_a_killed_process_is_named_by_the_other():
     said, seconds = end_of(both[0])
     both[1].communicate()
     assert seconds < DEADLINE_S
-    assert f"process 1 on {dist.host()} ended" in said
+    assert f"process 1 on {env.host()} ended" in said
     assert "(last heard in stage mole, after step 7)" in said
 
 
@@ -75,7 +75,7 @@ def test_a_process_that_fails_alone_is_named_by_the_other():
     both = pair("mistake")
     said, seconds = end_of(both[0])
     assert seconds < DEADLINE_S
-    assert f"process 1 on {dist.host()} ended" in said
+    assert f"process 1 on {env.host()} ended" in said
     assert "a mistake of process 1 alone" in both[1].communicate(timeout=60)[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_ssh_starts_each_nodes_share_of_the_processes(spec, tmp_path):
 @pytest.mark.usefixtures("with_pdsh")
 def test_pdsh_is_deepspeeds_launcher_on_the_hostfile(spec, monkeypatch):
     folder = project_root() / "runs/plain"
-    for name in [name for name in nodes_module.dist.os.environ if name.startswith(("PYTHON", "NCCL", "GLOO", "UCX"))]:
+    for name in [name for name in os.environ if name.startswith(("PYTHON", "NCCL", "GLOO", "UCX"))]:
         monkeypatch.delenv(name)
     shown = list(Nodes(TWO).show(spec, folder, []))
     words = shlex.split(shown[-1])

@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from mmmoe import dist, env
 from mmmoe.config.load import load
 from mmmoe.paths import project_root
 from mmmoe.report import page
@@ -31,14 +32,14 @@ def launched(monkeypatch):
     carried, said = [], []
 
     def as_on_first(value):
-        if module.dist.rank() == 0:
+        if env.rank() == 0:
             said.append(value)
         return said[-1]
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module.dist, "start", lambda *seconds: None)
-    monkeypatch.setattr(module.dist, "as_on_first", as_on_first)
+    monkeypatch.setattr(dist, "start", lambda *seconds: None)
+    monkeypatch.setattr(dist, "as_on_first", as_on_first)
     monkeypatch.setattr(launcher, "preflight", lambda spec: None)
     monkeypatch.setattr(launcher, "write_report", lambda path: path / "report.html")
     monkeypatch.setattr(launcher, "run_all", lambda spec, folder, again: carried.append(folder.path))

@@ -13,7 +13,8 @@ import pytest
 from timeline import PLACES, Moment, check_same, hit, overrides
 
 from mmmoe.engine import checkpoint
-from mmmoe.engine.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE, all_steps, latest_valid
+from mmmoe.engine.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE, latest_valid
+from mmmoe.engine.step_folders import all_steps
 
 SETTINGS = ["engine.kind=local", "engine.processes=1", "evaluation=null"]
 STOPPED = 75

@@ -27,8 +27,12 @@ INTACT = "what was saved before is intact"
 @pytest.fixture(scope="module")
 def whole(project, warm, tmp_path_factory):
     """The run whose disk has room."""
-    folder = tmp_path_factory.mktemp("roomy")
-    warm.start("run", project, *overrides(folder, *LONG)).finish()
+    return roomy(project, warm, tmp_path_factory.mktemp("roomy"))
+
+
+def roomy(project, warm, folder: Path, *more: str) -> Path:
+    """Returns a finished run that had room."""
+    warm.start("run", project, *overrides(folder, *LONG, *more)).finish()
     return folder / "runs/small"
 
 
@@ -46,10 +50,13 @@ def pad_ledger(run: Path, room: int) -> None:
 
 
 @pytest.mark.slow
-def test_disk_that_fills_before_a_checkpoint_costs_no_step_before_it(project, warm, tmp_path, whole):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_disk_that_fills_before_a_checkpoint_costs_no_step_before_it(project, warm, tmp_path, whole, processes):
+    shared = [] if processes == 1 else [f"engine.processes={processes}", "engine.kind=deepspeed"]
+    whole = roomy(project, warm, tmp_path / "roomy", *shared) if shared else whole
     with small_disk(tmp_path / "disk", 16) as disk:
         run = disk.path / "runs/small"
-        command = warm.start("run", project, *settings(tmp_path, disk.path))
+        command = warm.start("run", project, *settings(tmp_path, disk.path, *shared))
         wait_for(command, run, ("mole", 8))  # some steps after the checkpoint, which is written beside them
         disk.fill(leave=64 * PAGE)  # lines of metrics fit in, no checkpoint does
         said = command.finish(NO_ROOM)

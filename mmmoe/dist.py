@@ -58,7 +58,7 @@ def start(deadline_s: float = COLLECTIVE_S, join_s: float = JOIN_S) -> None:
     try:
         torch_dist.init_process_group(backend, timeout=timedelta(seconds=join_s))
     except torch_dist.DistError as error:
-        where = f"{env.master_address()}, port {os.environ.get('MASTER_PORT')}"
+        where = f"{env.master_address()}, port {env.master_port()}"
         if "EADDRINUSE" in str(error):
             raise ValueError(
                 f"the processes were to meet at {where}, which another program has taken; give another: engine.port=N, "

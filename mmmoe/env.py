@@ -47,6 +47,11 @@ def master_address() -> str:
     return os.environ.get("MASTER_ADDR", "127.0.0.1")
 
 
+def master_port() -> str | None:
+    """Returns the port that the processes meet on, None if no launcher said one."""
+    return os.environ.get("MASTER_PORT")
+
+
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     """Says in torch's variables what srun said in its own, for a process that srun started without a launcher.
 

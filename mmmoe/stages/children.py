@@ -75,7 +75,9 @@ def _wait(children: Sequence[Child], grace_s: float) -> int:
     failed_at: float | None = None
     asked: set[str] = set()
     first = 0
-    while any(child.is_running for child in children):
+    is_over = False
+    while not is_over:
+        is_over = not any(child.is_running for child in children)  # looked at once more: one may have failed just now
         for child in children:
             if failed_at is None and child.process.poll() not in (None, 0):
                 failed_at, first = time.monotonic(), child.process.returncode
@@ -87,5 +89,5 @@ def _wait(children: Sequence[Child], grace_s: float) -> int:
             elif seconds > grace_s / 4 and child.name not in asked:
                 asked.add(child.name)
                 child.ask()
-        time.sleep(0.1)
-    return first or next((child.process.returncode for child in children if child.process.returncode), 0)
+        time.sleep(0.0 if is_over else 0.1)
+    return first

@@ -73,6 +73,7 @@ def _start(arguments: list[str], team: Team, place: int, threads: int, logs: Pat
     rank = team.first + place
     log = None if rank == 0 else logs / f"rank{rank}.log"
     output = log.open("ab") if log else None
+    begins = output.seek(0, os.SEEK_END) if output else 0
     process = subprocess.Popen(
         [sys.executable, "-m", "mmmoe.cli", *arguments],
         env=env.child_environment(rank, team.world, team.port, threads, team.address, place),
@@ -83,14 +84,20 @@ def _start(arguments: list[str], team: Team, place: int, threads: int, logs: Pat
     )
     if output is not None:
         output.close()
-    return Child(f"process {rank}", process, process.terminate, lambda: _last_words(log))
+    return Child(f"process {rank}", process, process.terminate, lambda: _last_words(log, begins))
 
 
-def _last_words(log: Path | None) -> str:
-    """Returns the end of a process's log, which nobody sees; the first process has spoken for itself."""
+def _last_words(log: Path | None, begins: int) -> str:
+    """Returns the end of a process's log, which nobody sees; the first process has spoken for itself.
+
+    Args:
+        log: Its log, which attempts before have written to as well.
+        begins: Where this attempt's part of it begins, in bytes.
+    """
     if log is None:
         return ""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:] if log.is_file() else []
+    said = log.read_bytes()[begins:] if log.is_file() else b""
+    lines = said.decode(errors="replace").splitlines()[-12:]
     return "".join(f"\n  {line}" for line in [f"({log})", *lines])
 
 

@@ -53,10 +53,9 @@ class Spoiled:
     def forward(self, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, pixels_BD: torch.Tensor) -> Any:
         mark = float(pixels_BD[0, 0])
         clean = pixels_BD.clone()
-        clean[0, 0] = 0.5 if abs(mark) > 100 or math.isnan(mark) else mark
+        clean[0, 0] = 0.5 if abs(mark) > 100 else mark
         output = super().forward(input_ids_BT, labels_BT, clean)  # type: ignore[misc]
-        factor = {LEAP: 1e3}.get(mark, math.nan if math.isnan(mark) else 1.0)
-        nll_B = output.nll_B * factor
+        nll_B = output.nll_B * 1e3 if mark == LEAP else output.nll_B
         return type(output)(Blown.apply(nll_B) if mark == BLOW else nll_B, output.num_targets_B, output.auxiliary)
 
 
@@ -65,7 +64,15 @@ class Faulty(Spoiled, Toy):
 
 
 class FaultyMoE(Spoiled, MoEToy):
-    """The toy whose experts may be spread over processes."""
+    """The toy whose experts may be spread over processes; a NaN goes through its routers."""
+
+    def forward(self, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, pixels_BD: torch.Tensor) -> Any:
+        factor = math.nan if math.isnan(pixels_BD[0, 0]) else 1.0
+        hook = self.tokens.register_forward_hook(lambda module, inputs, output: output * factor)
+        try:
+            return super().forward(input_ids_BT, labels_BT, pixels_BD)
+        finally:
+            hook.remove()
 
 
 class Faults(ToySource):

@@ -112,14 +112,26 @@ def test_compiles_whole_forward_and_backward():
         ({"logits_NE": torch.zeros(3)}, r"two dimensions.*\(3,\)"),
         ({"logits_NE": torch.zeros(3, 2000)}, "2000 experts"),
         ({"logits_NE": torch.zeros(3, 4, dtype=torch.int64)}, "torch.int64 on cpu"),
-        ({"logits_NE": torch.tensor([[0.0, 1, 2, 3], [0, float("nan"), 2, 3]])}, r"NaN in 1 of 2 rows.*\[1\]"),
-        ({"logits_NE": torch.full((2, 4), -torch.inf)}, r"logits \(2, 4\) have a row with no finite value"),
     ],
 )
 @pytest.mark.usefixtures("path")
 def test_bad_input_is_named(change, words):
     with pytest.raises(ValueError, match=words):
         route_topk(**{"logits_NE": torch.zeros(3, 4), "num_chosen": 2, **change})
+
+
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize("capacity", [None, 1])
+@pytest.mark.parametrize("spoilt", [[0.0, torch.nan, 2.0, 3.0], [torch.nan] * 4, [-torch.inf] * 4], ids=str)
+@pytest.mark.usefixtures("path")
+def test_a_row_without_a_softmax_has_nan_gates_experts_that_exist_and_leaves_the_others_alone(spoilt, capacity, gates):
+    sound = torch.tensor([[0.0, 1.0, 2.0, 3.0], [5.0, 1.0, 2.0, 3.0]])
+    found = route_topk(torch.cat([sound, torch.tensor([spoilt])]), 2, gates, capacity)
+    alone = route_topk(sound, 2, gates, capacity)
+    assert bool(found.gate_NK[2].isnan().all())
+    assert sorted({0, 1, 2, 3} & set(found.expert_NK[2].tolist())) == sorted(found.expert_NK[2].tolist())
+    torch.testing.assert_close(found.gate_NK[:2], alone.gate_NK, rtol=0, atol=0)
+    assert torch.equal(found.expert_NK[:2], alone.expert_NK)
 
 
 @pytest.mark.gpu

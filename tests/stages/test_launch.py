@@ -12,6 +12,7 @@ import time
 import pytest
 
 from mmmoe.engine.spec import EngineSpec
+from mmmoe.stages import children
 from mmmoe.stages import launch as module
 from mmmoe.stages.children import Child, wait_for
 
@@ -51,6 +52,17 @@ def test_a_killed_process_counts_as_failed(world, monkeypatch):
     monkeypatch.setattr(module, "GRACE_S", 1.0)
     status = world("import os, signal; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL)")
     assert status == 128 + 9
+
+
+def test_last_words_are_those_of_this_attempt(world, caplog, monkeypatch):
+    monkeypatch.setattr(module, "GRACE_S", 1.0)
+    monkeypatch.setattr(children.logger(), "propagate", True)
+    assert world("import os, sys; print('long ago'); sys.exit(int(os.environ['RANK']) * 3)") == 3
+    assert "long ago" in caplog.text
+    caplog.clear()
+    assert world("import os, sys; print('just now'); sys.exit(int(os.environ['RANK']) * 3)") == 3
+    assert "just now" in caplog.text
+    assert "long ago" not in caplog.text
 
 
 def test_output_of_the_other_processes_is_kept(world, tmp_path):

@@ -45,7 +45,12 @@ class Queue:
 
     def story(self) -> str:
         """Returns all that helps to see why a job does not go on."""
-        asked = [self.ask("scontrol", "show", what) for what in ("jobs", "nodes")]
+        asked = []
+        for what in ("jobs", "nodes"):
+            try:
+                asked.append(self.ask("scontrol", "show", what))
+            except AssertionError as error:  # the controller may be what does not go on
+                asked.append(str(error))
         return "\n".join(asked + [f"{path.name}:\n{path.read_text()}" for path in self.folder.glob("*.log")])
 
 

@@ -54,8 +54,8 @@ def route_topk(
             (`choice`, as GShard and DeepSpeed do).
 
     Raises:
-        ValueError: An argument is out of range, or logits on the CPU hold a NaN. On a GPU nobody waits to look: there a
-            NaN turns the row's gates into NaN.
+        ValueError: An argument is out of range. What logits hold is not looked at: a NaN, or a row without any finite
+            value, turns the row's gates into NaN, so that a training step's loss shows it on every process.
     """
     _check(logits_NE, num_chosen, gates, capacity, valid_N, priority)
     limit = UNLIMITED if capacity is None else capacity
@@ -91,7 +91,6 @@ def _run(
         routing = _launched(logits_NE.contiguous(), valid_N, num_chosen, rule, first_limit)
     else:
         routing = _in_torch(logits_NE, valid_N, num_chosen, rule, first_limit)
-    _check_gates(logits_NE, routing[0])
     return _by_choice(routing, valid_N, logits_NE.shape[1], capacity) if by_choice else routing
 
 
@@ -129,27 +128,16 @@ def _by_choice(
     )
 
 
-def _check_gates(logits_NE: Tensor, gate_NK: Tensor) -> None:
-    """Refuses logits that gave no gates. Only on a CPU: on a GPU one would have to wait."""
-    if logits_NE.device.type != "cpu" or not bool(torch.isnan(gate_NK).any()):
-        return
-    rows = torch.isnan(logits_NE).any(1).nonzero()[:, 0].tolist()
-    if rows:
-        raise ValueError(f"logits hold NaN in {len(rows)} of {logits_NE.shape[0]} rows, the first are {rows[:5]}")
-    raise ValueError(f"logits {tuple(logits_NE.shape)} have a row with no finite value, which has no softmax")
-
-
 def _in_torch(
     logits_NE: Tensor, valid_N: Tensor | None, num_chosen: int, rule: int, capacity: int
 ) -> tuple[Tensor, ...]:
     logits_NE = logits_NE if logits_NE.dtype == torch.float64 else logits_NE.float()
     top_NK, expert_NK = _largest(logits_NE, num_chosen)
-    gate_NK = _gates(logits_NE, top_NK, rule)
-    is_nan_N1 = torch.isnan(logits_NE).any(1, keepdim=True)
+    gate_NK = _gates(logits_NE, top_NK, rule).masked_fill(torch.isnan(logits_NE).any(1, keepdim=True), torch.nan)
     sent_NK = expert_NK if valid_N is None else expert_NK.masked_fill(~valid_N[:, None], -1)
     order = order_in_torch(sent_NK.reshape(-1), logits_NE.shape[1], capacity)
     dropped_NK = (order.inverse_S < 0).view_as(sent_NK) & (sent_NK >= 0)
-    return gate_NK.masked_fill(dropped_NK, 0.0).masked_fill(is_nan_N1, torch.nan), expert_NK, *order
+    return gate_NK.masked_fill(dropped_NK & ~gate_NK.isnan(), 0.0), expert_NK, *order
 
 
 def _largest(logits_NE: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,9 @@ from mmmoe.stages.children import Child, wait_for
 def world(monkeypatch, tmp_path):
     """Replaces the worker's command by a short script and returns a launch of it."""
 
-    def call(script: str, processes: int = 2) -> int:
-        real = subprocess.Popen
+    real = subprocess.Popen
 
+    def call(script: str, processes: int = 2) -> int:
         def popen(command, **options):
             return real([sys.executable, "-c", script], **options)
 

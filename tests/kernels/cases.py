@@ -216,7 +216,8 @@ def assert_same(found, want):
             assert torch.equal(a.cpu(), b.cpu()), f"result {number}"
             continue
         rtol = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-9}.get(a.dtype, 3e-5)
-        largest = max(float(b.detach().double().abs().max()) if b.numel() else 0.0, 1.0)  # of sums whose terms are about 1
+        sizes = b.detach().double().abs()
+        largest = max(float(sizes.max()) if b.numel() else 0.0, 1.0)  # of sums whose terms are about 1
         torch.testing.assert_close(
             a.cpu(), b.cpu(), rtol=rtol, atol=rtol * largest, msg=lambda m, i=number: f"result {i}: {m}"
         )

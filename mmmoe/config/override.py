@@ -65,6 +65,7 @@ def _set(tree: Tree, keys: list[str], value: Tree) -> str | None:
         tree.marks.pop(known, None)
     here[last] = value.data
     tree.marks.update({(*route, *inner): mark for inner, mark in value.marks.items()})
+    tree.holes += [(*route, *hole) for hole in value.holes]
     return None
 
 

@@ -27,6 +27,8 @@ class Tree:
     marks: dict[Route, str] = field(default_factory=dict)
     """`file:line` of each route from the root."""
     errors: list[str] = field(default_factory=list)
+    holes: list[Route] = field(default_factory=list)
+    """Places of which a part could not be read: what is missing there was not forgotten."""
 
     def mark(self, route: Route) -> str:
         """Returns where a route stands, or where its nearest parent does."""
@@ -72,7 +74,7 @@ def shorten(path: Path) -> str:
 
 def merge(lower: Tree, upper: Tree) -> Tree:
     """Returns `upper` laid over `lower`: mappings key by key, anything else replaced whole."""
-    out = Tree(lower.data, dict(lower.marks), lower.errors + upper.errors)
+    out = Tree(lower.data, dict(lower.marks), lower.errors + upper.errors, lower.holes + upper.holes)
     out.data = _overlay(lower.data, upper.data, (), out, upper)
     out.marks[()] = upper.mark(())
     return out
@@ -129,6 +131,7 @@ class Reader:
                 return scalar(node)
             except ValueError as error:
                 self._tree.errors.append(f"{self._where(node)}: {dotted(route) or '(file)'}: {error}")
+                self._tree.holes.append(route)
                 return None
 
     def _where(self, node: yaml.Node) -> str:
@@ -162,11 +165,14 @@ class Reader:
             file = _named(name, self._beside)
             if file is None:
                 self._tree.errors.append(f"{where}: no such file: {name:.200}")
+                below.holes.append(())
                 continue
             upper = Tree({}, {(): f"{shorten(file)}:1"})
             _read_into(upper, file, self._chain, self._reading)
             below = merge(below, upper)
+            below.holes += [] if upper.data else [()]
         self._tree.errors += below.errors
+        self._tree.holes += [(*route, *hole) for hole in below.holes]
         for inner, mark in below.marks.items():
             self._tree.marks.setdefault((*route, *inner), mark)
         return below.data

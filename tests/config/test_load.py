@@ -39,9 +39,9 @@ def write(folder, name, text):
     return path
 
 
-def problems(path, overrides=()):
+def problems(path, overrides=(), spec=Top):
     with pytest.raises(ConfigError) as caught:
-        load(path, Top, list(overrides))
+        load(path, spec, list(overrides))
     return caught.value.problems
 
 
@@ -75,10 +75,10 @@ def test_every_mistake_is_told_with_file_line_and_neighbour(tmp_path):
     told = "\n".join(lines)
     assert "top.yaml:1: titel: unknown key; did you mean 'title'?" in told
     assert "title: is missing" in told
-    assert "top.yaml:4: items.0.rat: unknown key; did you mean 'rate'?" in told
-    assert "top.yaml:6: items.1.rate:" in told
+    assert "top.yaml:4: items.a.rat: unknown key; did you mean 'rate'?" in told
+    assert "top.yaml:6: items.b.rate:" in told
     assert "'fast'" in told
-    assert "top.yaml:8: items.2.part.dpth: unknown key; did you mean 'depth'?" in told
+    assert "top.yaml:8: items.c.part.dpth: unknown key; did you mean 'depth'?" in told
     assert len(lines) == 6
 
 
@@ -86,7 +86,7 @@ def test_a_mistake_in_an_included_file_names_that_file(tmp_path):
     write(tmp_path, "item.yaml", "name: a\n\nrates: 3\n")
     lines = problems(write(tmp_path, "top.yaml", "title: t\nitems:\n- {base: item.yaml}\n"))
     assert len(lines) == 1
-    assert "item.yaml:3: items.0.rates: unknown key; did you mean 'rate'?" in lines[0]
+    assert "item.yaml:3: items.a.rates: unknown key; did you mean 'rate'?" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,11 @@ def test_dump_loads_back_to_the_same_spec(tmp_path):
     assert load(write(tmp_path, "again.yaml", dump(top)), Top) == top
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_told_and_its_neighbour(tmp_path):
     assert any("cannot be read" in line for line in problems(tmp_path / "none.yaml"))
+    near = write(tmp_path, "llava_tiny.yaml", "title: t\n")
+    assert problems(tmp_path / "lava_tiny.yaml") == [f"no such file; did you mean {near}?"]
+    assert any("cannot be read" in line for line in problems(tmp_path / "none" / "lava_tiny.yaml"))
 
 
 class Experts(Spec):
@@ -182,5 +185,36 @@ def test_a_mistake_inside_a_family_names_the_files_own_keys(tmp_path):
         load(path, Garden)
     assert caught.value.problems == [f"{path}:3: plant.height: unknown key; known: branches, family"]
     path = write(tmp_path, "garden.yaml", "plant: {family: grass}\n")
-    with pytest.raises(ConfigError, match=r"garden\.yaml:1: plant: .*'grass'"):
+    with pytest.raises(ConfigError, match=r"garden\.yaml:1: plant\.family: 'grass' is not known; known: bush, tree"):
         load(path, Garden)
+    path = write(tmp_path, "garden.yaml", "plant: {height: 2}\n")
+    with pytest.raises(ConfigError, match=r"garden\.yaml:1: plant\.family: is missing; known: bush, tree"):
+        load(path, Garden)
+
+
+@pytest.mark.parametrize("broken", [None, "family: [\n"], ids=["missing", "no YAML"])
+def test_what_a_file_that_cannot_be_read_would_have_held_is_not_asked_for(tmp_path, broken):
+    if broken is not None:
+        write(tmp_path, "gone.yaml", broken)
+    (line,) = problems(write(tmp_path, "garden.yaml", "plant: {base: gone.yaml}\n"), spec=Garden)
+    assert "gone.yaml" in line
+    line, other = problems(write(tmp_path, "tree.yaml", "base: gone.yaml\nfamily: tree\nheight: tall\n"), spec=Plant)
+    assert "gone.yaml" in line
+    assert "height: Input should be a valid integer" in other
+    (line,) = problems(write(tmp_path, "bush.yaml", "plant:\n"), ["plant={base: none.yaml}"], spec=Garden)
+    assert "no such file: none.yaml" in line
+
+
+def test_problems_are_told_line_by_line_and_a_secret_once(tmp_path):
+    text = "items:\n- rate: fast\n- name: b\n  password: open-sesame\n  name: c\ntitle: [t]\n"
+    lines = problems(write(tmp_path, "top.yaml", text), ["items.b.rate=quick", "titl=x"])
+    assert [line.partition(": ")[0].rpartition(":")[2] for line in lines[:5]] == ["2", "2", "4", "5", "6"]
+    assert [line.partition("=")[0] for line in lines[5:]] == ["override 'items.b.rate", "override 'titl"]
+
+
+def test_a_name_of_its_own_stands_for_an_items_number(tmp_path):
+    text = (
+        "title: t\nitems:\n- {name: a, rate: x}\n- {name: a, rate: x}\n- {name: b.c, rate: x}\n- {name: d, rate: x}\n"
+    )
+    lines = problems(write(tmp_path, "top.yaml", text))
+    assert [line.split(": ")[1] for line in lines] == ["items.0.rate", "items.1.rate", "items.2.rate", "items.d.rate"]

@@ -36,12 +36,12 @@ def test_misspelt_key(own_project, mmmoe):
     edit(own_project, lambda d: d["stages"][1]["training"].update(micro_bacth=2))
     said = refused(mmmoe, own_project)
     assert "run.yaml:" in said
-    assert "stages.1.training.micro_bacth: unknown key; did you mean 'micro_batch'?" in said
+    assert "stages.align.training.micro_bacth: unknown key; did you mean 'micro_batch'?" in said
 
 
 def test_wrong_type(own_project, mmmoe):
     said = refused(mmmoe, own_project, "stages.mole.training.batch=many")
-    assert "override 'stages.mole.training.batch=many': stages.2.training.batch" in said
+    assert "override 'stages.mole.training.batch=many': stages.mole.training.batch" in said
     assert "integer" in said
 
 

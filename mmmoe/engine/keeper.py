@@ -137,6 +137,9 @@ class CheckpointKeeper:
             aside = newer.with_name(f"damaged_{newer.name}")
             shutil.rmtree(aside, ignore_errors=True)
             newer.rename(aside)
+            logger().warning(
+                "checkpoint %s is kept as %s, to be looked at; the stage goes on from %s", newer, aside.name, found.name
+            )
         return found, self._best_on_disk()
 
     def _note(self, state: CheckpointState) -> None:

@@ -84,7 +84,7 @@ def fit(
     shown = progress or _progress_bar()
     frame: AbstractContextManager[object] = nullcontext() if progress is not None else shown
     with stop, frame:
-        task = shown.add_task(title, total=total_steps, completed=start_step, loss=math.nan)
+        task = shown.add_task(title, total=total_steps, completed=start_step, loss="...")
         for step in range(start_step, total_steps):
             began = time.perf_counter()
             batches = source.step(step)
@@ -111,7 +111,7 @@ def fit(
                 skipped=skipped,
             )
             observer.on_step(record)
-            shown.update(task, completed=record.step, loss=loss)
+            shown.update(task, completed=record.step, loss=f"{loss:.4f}")
             if counts.is_overdue or observer.should_save(record.step):
                 observer.save(record.step)
     return FitResult(max(start_step, total_steps), stopped=False)
@@ -176,7 +176,7 @@ def _progress_bar() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("loss {task.fields[loss]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

@@ -14,6 +14,7 @@ from mmmoe.evaluation.metrics.registry import metric_of
 from mmmoe.evaluation.scores import SCORES_FILE, ScoreRow, read_scores
 from mmmoe.evaluation.shares import write_text
 from mmmoe.evaluation.statistics import paired
+from mmmoe.evaluation.table import names_and_numbers
 
 COMPARISON_FILE = "comparison.json"
 VARIANT = "trained"
@@ -87,16 +88,12 @@ def evaluation_folder(path: Path) -> Path:
 
 def comparison_table(rows: Sequence[ComparisonRow], first: str, second: str) -> Table:
     """Returns the comparison as a table for the terminal."""
-    table = Table(title=f"{first} against {second}", title_justify="left")
-    for name in ("benchmark", "metric"):
-        table.add_column(name)
-    for name in ("n", "first", "second", "difference", "95 % interval", "p", "first better", "second better"):
-        table.add_column(name, justify="right")
+    numbers = ("n", "first", "second", "differ-\nence", "95 % interval", "p", "first\nbetter", "second\nbetter")
+    table = names_and_numbers(f"{first} against {second}", "benchmark\n  metric", numbers)
     for row in rows:
         shown = [row.scale * number for number in (row.first, row.second, row.difference, row.low, row.high)]
         table.add_row(
-            row.benchmark,
-            row.metric,
+            f"{row.benchmark}\n  {row.metric}",
             f"{row.n}{'*' if row.partial else ''}",
             f"{shown[0]:.1f}",
             f"{shown[1]:.1f}",

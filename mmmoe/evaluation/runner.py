@@ -114,7 +114,8 @@ def evaluate(
     with remembering(subject, spec, out_folder, cache), _progress(quiet) as progress:
         for benchmark, exam in exams:
             asked = exam.questions[: spec.limit]
-            task = progress.add_task(f"{variant}: {benchmark.name}", total=len(share(asked)))
+            whose = f" (process 0 of {env.world_size()})" if env.world_size() > 1 else ""
+            task = progress.add_task(f"{variant}: {benchmark.name}{whose}", total=len(share(asked)))
 
             def advance(amount: float, task: Any = task) -> None:
                 progress.advance(task, amount)

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from mmmoe.evaluation.scores import ScoreRow
 
 
+def names_and_numbers(title: str, first: str, numbers: Sequence[str]) -> Table:
+    """Returns an empty table for 80 columns: long names are folded, never cut, and numbers stay whole."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column(first, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.caption_justify = "left"
+    return table
+
+
 def score_table(rows: Sequence[ScoreRow]) -> Table:
     """Returns a table, benchmarks together, each score beside its interval and what guessing gives."""
-    table = Table(title="Scores, in % or points as the metric has it", title_justify="left")
-    for name in ("benchmark", "variant", "metric"):
-        table.add_column(name)
-    for name in ("n", "score", "95 % interval", "chance", "majority", "unparsed", "seconds"):
-        table.add_column(name, justify="right")
+    numbers = ("n", "score", "95 % interval", "chance", "majority", "not\nparsed", "seconds")
+    table = names_and_numbers("Scores, in % or points as the metric has it", "benchmark\n  variant, metric", numbers)
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         group = [row for row in rows if row.benchmark == benchmark]
+        table.add_row(Text(benchmark, style="bold"))
         for row in group:
             table.add_row(*_cells(row), end_section=row is group[-1])
     table.caption = "\n".join(_notes(rows)) or None
-    table.caption_justify = "left"
     return table
 
 
@@ -37,9 +46,7 @@ def category_table(row: ScoreRow) -> Table:
 
 def _cells(row: ScoreRow) -> list[str]:
     return [
-        row.benchmark,
-        row.variant,
-        row.metric,
+        f"  {row.variant}, {row.metric}",
         f"{row.n}{'*' if row.partial else ''}",
         row.shown(row.score),
         f"{row.shown(row.low)} to {row.shown(row.high)}",

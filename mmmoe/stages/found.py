@@ -52,7 +52,7 @@ def _place(folder: RunFolder, stage: str, begun: list[dict[str, Any]]) -> str:
     if not steps:
         return "from its start: it has no checkpoint"
     total = next((f" of {event['steps']}" for event in reversed(begun) if event["stage"] == stage), "")
-    return f"after step {int(steps[-1].name.rpartition('_')[2])}{total}, its newest checkpoint"
+    return f"after step {int(steps[-1].name.rpartition('_')[2])}{total}, if its newest checkpoint is sound"
 
 
 def changes(before: Any, after: Any, route: str = "") -> Iterator[str]:

@@ -35,7 +35,8 @@ def read_hostfile(path: Path) -> list[Host]:
         ValueError: listing every line that is wrong.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such hostfile; write a line `host slots=N` for each node (configs/hostfile)")
+        fault = "is a folder" if path.is_dir() else "no such hostfile"
+        raise ValueError(f"{path}: {fault}; write a line `host slots=N` for each node (configs/hostfile) into a file")
     hosts: list[Host] = []
     problems = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmmoe import lines
 from mmmoe.config.load import dump, load
+from mmmoe.log import console
 from mmmoe.stages.lock import FolderLock
 from mmmoe.stages.spec import RunSpec
 
@@ -107,6 +108,14 @@ class RunFolder:
     def overrides(self) -> list[str]:
         """Returns the overrides of the last attempt."""
         return next((event["overrides"] for event in reversed(self.events()) if event["event"] == "resumed"), [])
+
+    def ended(self, status: int) -> None:
+        """Notes that the run ended before its end, with an exit status, and tells how to go on."""
+        with suppress(OSError):  # the disk may be what it ended by
+            if self.events()[-1]["event"] != "stopped":
+                self.record("ended", status=status)
+        text = f"the run stopped with status {status}; go on with: {self.again()}"
+        console.print(text, soft_wrap=True, markup=False)
 
     def again(self, resume: str = "mmmoe resume") -> str:
         """Returns the command that goes on as the last attempt did: as it was last sent to nodes, else by `resume`."""

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,23 @@ class Nodes:
     def world(self, spec: RunSpec) -> int:
         """Returns the number of processes."""
         return processes(self.hosts)
+
+    def check(self, spec: RunSpec, *, is_new: bool) -> None:
+        """Has nothing to refuse."""
+
+    def reach(self) -> None:
+        """Looks whether every node answers, all at once.
+
+        Raises:
+            ValueError: naming those that do not.
+        """
+        with ThreadPoolExecutor(len(self.hosts)) as pool:
+            found = list(pool.map(lambda host: answers(host.name), self.hosts))
+        lost = [host.name for host, is_there in zip(self.hosts, found, strict=True) if not is_there]
+        if lost:
+            raise ValueError(
+                f"no answer by ssh from {', '.join(lost)}; `mmmoe doctor --hostfile FILE` tells why and what to do"
+            )
 
     def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
         """Yields what would be run, for a shell."""

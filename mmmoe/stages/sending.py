@@ -31,6 +31,24 @@ class Way(Protocol):
     def world(self, spec: RunSpec) -> int | None:
         """Returns the number of processes, None if that is known later."""
 
+    def check(self, spec: RunSpec, *, is_new: bool) -> None:
+        """Refuses what cannot work so.
+
+        Args:
+            spec: The run's.
+            is_new: It has no folder yet.
+
+        Raises:
+            ValueError: What is declared does not go together, or the program that is to start the run says so.
+        """
+
+    def reach(self) -> None:
+        """Looks whether the run can be sent off from here.
+
+        Raises:
+            ValueError: It cannot.
+        """
+
     def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
         """Yields the commands as a shell takes them."""
 
@@ -44,8 +62,11 @@ def way_of(hostfile: Path | None, launcher: Launcher | None, slurm: list[str], t
     Raises:
         ValueError: None or several were, or one is not declared as it should be.
     """
-    if sum([hostfile is not None, bool(slurm), bool(torchrun)]) != 1:
-        raise ValueError("give one of --hostfile FILE, --slurm key=value ..., --torchrun key=value ...")
+    given = {"--hostfile": hostfile is not None, "--slurm": bool(slurm), "--torchrun": bool(torchrun)}
+    if sum(given.values()) > 1:
+        raise ValueError(f"{' and '.join(name for name in given if given[name])} are different ways; give one of them")
+    if not any(given.values()):
+        raise ValueError("give one of --hostfile FILE, --slurm nodes=N ..., --torchrun nproc-per-node=N ...")
     if launcher is not None and hostfile is None:
         raise ValueError("--launcher says how the nodes of --hostfile FILE are reached; give that, too")
     if hostfile is not None:
@@ -67,8 +88,7 @@ def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> i
     """
     folder = RunFolder.open(target) if target.is_dir() else None
     spec = load(target, RunSpec, overrides) if folder is None else folder.spec(overrides)
-    if isinstance(way, Torchrun):
-        way.check(spec, is_new=folder is None)
+    way.check(spec, is_new=folder is None)
     world = way.world(spec)
     preflight(_at(spec, world))
     path = (RunFolder.next_path(spec) if folder is None else folder.path).absolute()
@@ -76,18 +96,22 @@ def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> i
     if only_print:
         for line in way.show(spec, path, kept):
             sys.stdout.write(f"{line}\n")
+        if folder is None:
+            console.print(f"nothing was made: {path} is the folder that a launch now would make first", soft_wrap=True)
         return 0
+    way.reach()
     if folder is None:
         folder = RunFolder.create(spec)
         console.print(f"run folder: {folder.path}", soft_wrap=True)
     else:
         folder.lock().close()  # in use: told before anything starts; its first process takes it for good
     folder.record("launched", way=type(way).__name__.lower(), world=world, option=way.option)
-    status = way.start(spec, folder, kept)
+    try:
+        status = way.start(spec, folder, kept)
+    except ValueError as error:
+        raise ValueError(f"{error}\nthe run's folder is made; go on with: {folder.again()}") from error
     if status:
-        console.print(
-            f"the run stopped with status {status}; go on with: {folder.again()}", soft_wrap=True, markup=False
-        )
+        folder.ended(status)
     return status
 
 

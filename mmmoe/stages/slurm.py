@@ -45,6 +45,24 @@ class Slurm:
                 raise ValueError(f"--slurm {name}={value!r}: blanks, quotes and the like do not fit into #SBATCH lines")
         return cls(options)
 
+    def check(self, spec: RunSpec, *, is_new: bool) -> None:
+        """Asks sbatch, where it is, whether it knows the options and takes their values.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if not shutil.which("sbatch"):
+            return
+        # Behind them --help: they are read, and nothing is sent to anybody.
+        command = ["sbatch", *_given(self.options), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = next(iter(done.stderr.strip().splitlines()), f"status {done.returncode}")
+            raise ValueError(f"--slurm: {said.removeprefix('sbatch: ').removeprefix('error: ')}")
+
+    def reach(self) -> None:
+        """Has nothing to look at: where there is no sbatch the script is taken to where it is."""
+
     def world(self, spec: RunSpec) -> int | None:
         """Returns the number of processes, None where Slurm decides it."""
         nodes, tasks = self.options.get("nodes") or "1", self.options.get("ntasks") or ""
@@ -66,7 +84,7 @@ class Slurm:
         own |= {} if "ntasks" in self.options else {"ntasks-per-node": self._each(spec)}
         # TERM comes 120 s before the end of the time, to the processes and not to this script.
         own |= {"output": "logs/slurm-%j.out", "open-mode": "append", "signal": "TERM@120", "requeue": None}
-        lines = [f"#SBATCH --{name}" + ("" if v is None else f"={v}") for name, v in {**own, **self.options}.items()]
+        lines = [f"#SBATCH {option}" for option in _given({**own, **self.options})]
         threads = spec.engine.threads
         threads_word = str(threads) if threads else '"${SLURM_CPUS_PER_TASK:-1}"'
         final = "|".join(str(status) for status in FINAL if status != STOPPED)
@@ -119,5 +137,12 @@ class Slurm:
         done = subprocess.run(["sbatch", SCRIPT], cwd=path, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"sbatch refuses {path / SCRIPT}: {done.stderr.strip()}")
-        console.print(f"{done.stdout.strip()}; it writes to {path}/logs", soft_wrap=True, highlight=False)
+        world = self.world(spec)
+        size = f", {world} processes" if world is not None else ""
+        console.print(f"{done.stdout.strip()}{size}; it writes to {path}/logs", soft_wrap=True, highlight=False)
         return 0
+
+
+def _given(options: dict[str, str | None]) -> list[str]:
+    """Returns options as sbatch takes them."""
+    return [f"--{name}" + ("" if value is None else f"={value}") for name, value in options.items()]

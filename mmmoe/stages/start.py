@@ -67,6 +67,5 @@ def carry_out(spec: RunSpec, folder: RunFolder, overrides: list[str] | None = No
 
             console.print(f"report: {write_report(folder.path)}", soft_wrap=True)
         else:
-            again = folder.again()
-            console.print(f"the run stopped with status {status}; go on with: {again}", soft_wrap=True, markup=False)
+            folder.ended(status)
     return status

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+from torch.distributed.run import get_args_parser
 
 from mmmoe import env
 from mmmoe.stages.children import Child, wait_for
@@ -42,13 +47,11 @@ class Torchrun:
     def check(self, spec: RunSpec, *, is_new: bool) -> None:
         """Refuses what torchrun cannot do.
 
-        Args:
-            spec: The run's.
-            is_new: It has no folder yet.
-
         Raises:
-            ValueError: Several nodes would make a folder each, or restarts are asked for.
+            ValueError: torchrun does not take the options, several nodes would make a folder each, or restarts are
+                asked for.
         """
+        self._check_options()
         if is_new and self.options.get("nnodes") not in (None, "1"):
             raise ValueError(
                 f"--torchrun nnodes={self.options['nnodes']}: the command is given on every node, each would make a "
@@ -62,11 +65,32 @@ class Torchrun:
                 "engine.restarts, over several `mmmoe launch --hostfile` and --slurm do"
             )
 
+    def _check_options(self) -> None:
+        """Asks torchrun's own parser; it leaves the numbers of nodes and processes to the start."""
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said), redirect_stdout(said):
+                given = get_args_parser().parse_args([*self._given(), "script"])
+        except SystemExit:
+            last = (said.getvalue().strip().splitlines() or ["not taken"])[-1]
+            raise ValueError(f"--torchrun: {last.rpartition('error: ')[2]}; see `torchrun --help`") from None
+        for name, value, allowed in (
+            ("nnodes", given.nnodes, r"[1-9]\d*(:[1-9]\d*)?"),
+            ("nproc-per-node", given.nproc_per_node, r"[1-9]\d*|auto|cpu|gpu|xpu"),
+        ):
+            if not re.fullmatch(allowed, value, re.ASCII):
+                raise ValueError(f"--torchrun {name}={value}: is no number; see `torchrun --help`")
+
+    def reach(self) -> None:
+        """Has nothing to look at: torchrun is here."""
+
+    def _given(self) -> list[str]:
+        return [f"--{name}" + ("" if value is None else f"={value}") for name, value in self.options.items()]
+
     def command(self, folder: Path, overrides: list[str]) -> list[str]:
         """Returns the command: what torchrun starts goes on with the run."""
-        given = [f"--{name}" + ("" if v is None else f"={v}") for name, v in self.options.items()]
         return [
-            *(sys.executable, "-m", "torch.distributed.run", *given),
+            *(sys.executable, "-m", "torch.distributed.run", *self._given()),
             *("-m", "mmmoe.cli", "resume", str(folder), *overrides),
         ]
 

@@ -10,7 +10,7 @@ def make_ssh(folder: Path) -> None:
     lines = [
         "#!/bin/sh",
         'while [ "$1" = -o ]; do shift 2; done',
-        'if [ "$1" = off ]; then echo "ssh: connect to host off port 22: No route to host" >&2; exit 255; fi',
+        'if [ "${1##*@}" = off ]; then echo "ssh: connect to host off port 22: No route to host" >&2; exit 255; fi',
         'exec sh -c "$2"',
     ]
     (folder / "ssh").write_text("\n".join(lines) + "\n")

@@ -37,7 +37,7 @@ def test_the_step_of_the_newest_checkpoint_and_the_processes_are_told(folder):
         (folder.stage(second) / f"checkpoints/step_{step:06d}").mkdir(parents=True)
     lines = told(folder, world=1)
     assert f"done: {first}; to do: {second}" in lines[0]
-    assert lines[1] == f"goes on in stage {second} after step 40 of 60, its newest checkpoint"
+    assert lines[1] == f"goes on in stage {second} after step 40 of 60, if its newest checkpoint is sound"
     assert lines[2].startswith("2 processes before, 1 now")
     assert len(told(folder, world=2)) == len(told(folder, world=None)) == 2
 

@@ -37,5 +37,10 @@ def test_a_missing_or_empty_file_is_refused(tmp_path, text):
         read_hostfile(tmp_path / "hostfile")
 
 
+def test_a_folder_is_told_as_one(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; write a line `host slots=N`"):
+        read_hostfile(tmp_path)
+
+
 def test_the_example_is_one():
     assert processes(read_hostfile(project_root() / "configs/hostfile")) == 16

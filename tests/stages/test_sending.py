@@ -209,6 +209,73 @@ def test_what_torchrun_cannot_do_is_told_before_a_folder_is_made(tmp_path, words
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nproc-per-nod=2", "nodez=3"], "--torchrun: .*nodez=3; see `torchrun --help`"),
+        (["nproc-per-node=many"], "--torchrun nproc-per-node=many: is no number"),
+        (["nnodes=two"], "--torchrun nnodes=two: is no number"),
+        (["monitor-interval=x"], "--torchrun: .*monitor-interval.*'x'"),
+        (["nproc-per-node=2", "standalone=yes"], "--torchrun: .*standalone.*'yes'"),
+    ],
+)
+def test_torchrun_is_asked_whether_it_takes_its_options(spec, words, said):
+    with pytest.raises(ValueError, match=said):
+        Torchrun.of(words).check(spec, is_new=False)
+
+
+@pytest.mark.parametrize("words", [["nproc-per-node=gpu"], ["nnodes=1:4", "standalone"], ["rdzv-endpoint=a:29500"]])
+def test_torchruns_own_options_are_taken(words):
+    Torchrun.of(words).check(load(CONFIG, RunSpec), is_new=False)
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """Puts an sbatch first on PATH that knows two options."""
+    (tmp_path / "bin").mkdir()
+    text = """for word in "$@"; do case $word in
+    --nodes=*|--help|launch.sbatch) ;;
+    *) echo "sbatch: unrecognized option '$word'" >&2; echo 'Try "sbatch --help"' >&2; exit 255 ;;
+    esac; done
+    [ "$1" != launch.sbatch ] || { echo "sbatch: error: no such partition" >&2; exit 1; }"""
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/sh\n{text}\n")
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+
+
+@pytest.mark.usefixtures("sound", "sbatch")
+def test_sbatch_is_asked_whether_it_takes_its_options_before_a_folder_is_made(tmp_path):
+    with pytest.raises(ValueError, match=r"--slurm: unrecognized option '--nodez=2'$"):
+        send(CONFIG, [f"runs={tmp_path}/runs"], Slurm.of(["nodez=2"]), only_print=False)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("sound", "sbatch")
+def test_a_folder_that_was_made_for_nothing_is_told_with_the_way_on(tmp_path):
+    with pytest.raises(ValueError, match="no such partition\nthe run's folder is made; go on with: mmmoe launch"):
+        send(CONFIG, [f"runs={tmp_path}/runs"], Slurm.of(["nodes=2"]), only_print=False)
+    assert (tmp_path / "runs/llava_mole_tiny/launch.sbatch").is_file()
+
+
+@pytest.mark.usefixtures("sound")
+def test_nodes_that_do_not_answer_are_all_told_before_a_folder_is_made(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    make_ssh(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    way = Nodes([Host("off", 1), Host("one", 1), Host("me@off", 1)], Launcher.ssh)
+    with pytest.raises(ValueError, match="no answer by ssh from off, me@off; `mmmoe doctor"):
+        send(CONFIG, [f"runs={tmp_path}/runs"], way, only_print=False)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("sound")
+def test_an_end_before_the_end_stands_in_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr(Torchrun, "start", lambda self, spec, folder, overrides: 137)
+    assert send(CONFIG, [f"runs={tmp_path}"], Torchrun.of(["nproc-per-node=2"]), only_print=False) == 137
+    last = RunFolder.open(tmp_path / "llava_mole_tiny").events()[-1]
+    assert (last["event"], last["status"]) == ("ended", 137)
+
+
 @pytest.mark.usefixtures("sound")
 def test_several_nodes_of_torchrun_go_on_with_one_folder(tmp_path, monkeypatch):
     folder = RunFolder.create(load(CONFIG, RunSpec), tmp_path / "run")
@@ -279,7 +346,7 @@ def test_options_that_are_none_are_refused(options, said):
 def test_one_way_must_be_chosen(tmp_path):
     with pytest.raises(ValueError, match="give one of --hostfile"):
         way_of(None, None, [], [])
-    with pytest.raises(ValueError, match="give one of --hostfile"):
+    with pytest.raises(ValueError, match="--slurm and --torchrun are different ways; give one of them"):
         way_of(None, None, ["nodes=2"], ["nnodes=2"])
     with pytest.raises(ValueError, match="--launcher says how"):
         way_of(None, Launcher.ssh, ["nodes=2"], [])
@@ -289,7 +356,9 @@ def test_one_way_must_be_chosen(tmp_path):
 def test_printing_touches_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert send(CONFIG, [f"runs={tmp_path}/runs"], Nodes(TWO, Launcher.ssh), only_print=True) == 0
-    assert f"{tmp_path}/runs/llava_mole_tiny" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"{tmp_path}/runs/llava_mole_tiny" in said.out
+    assert "nothing was made" in said.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,12 +71,10 @@ class Quarantine:
         """Returns all bad samples, those of the other processes included, each once."""
         found = dict(self._own)
         for path in sorted(self._folder.glob("quarantine.*.jsonl")) if self._folder else []:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    bad = BadSample(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue  # the last line of a process that was killed while writing; the sample is found again
-                found[_identity(bad)] = bad
+            for fields in lines.read(path):
+                with suppress(TypeError):  # no line of ours
+                    bad = BadSample(**fields)
+                    found[_identity(bad)] = bad
         return list(found.values())
 
     def _over_budget(self, every: list[BadSample]) -> str:

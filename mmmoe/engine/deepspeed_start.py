@@ -7,6 +7,7 @@ import os
 import warnings
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 from unittest.mock import patch
 
 import deepspeed.ops
@@ -50,5 +51,9 @@ def _load_muon() -> None:
     ZeRO looks whether an optimiser is Muon, and importing that (0.19.8, zero/muon/original_muon.py) has torch.compile
     decorate its functions: loading the compiler takes two seconds of every start, for an optimiser we do not offer.
     """
-    with patch.object(torch, "compile", lambda function: function), suppress(ImportError):
+
+    def plain(function: Any = None, **_: Any) -> Any:
+        return function or plain
+
+    with patch.object(torch, "compile", plain), suppress(ImportError):
         import_module("deepspeed.runtime.zero.muon.original_muon")

@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 import torch
 
+from mmmoe import lines
+
 
 class MetricsFile:
     """Appends to a JSONL file; one process (the first rank) writes it."""
@@ -35,7 +37,7 @@ class MetricsFile:
 
     def read(self) -> list[dict[str, Any]]:
         """Returns all whole lines; one that a kill cut short is left out."""
-        return [row for line in self._lines() if (row := _parse(line)) is not None]
+        return list(lines.read(self._path))
 
     def truncate_after(self, step: int) -> None:
         """Keeps the rows with `step` at most this; the steps after it are about to be done again."""
@@ -56,9 +58,6 @@ class MetricsFile:
             self._stream.close()
             self._stream = None
 
-    def _lines(self) -> list[str]:
-        return self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-
     def _drop_torn_line(self) -> None:
         """Cuts off a last line without its end, which the next one would be glued to."""
         if self._path.is_file():
@@ -76,11 +75,3 @@ def peak_memory_mb() -> dict[str, float]:
     if torch.cuda.is_available():
         memory["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return memory
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

@@ -19,7 +19,10 @@ def inception(spec: OnnxTowerSpec) -> Extractor:
     Raises:
         ValueError: The file is missing or another network than declared.
     """
-    tower = build_tower(spec)
+    try:
+        tower = build_tower(spec)
+    except ValueError as error:
+        raise ValueError(f"evaluation.drawing.fid: {str(error).removeprefix('tower.')}") from error
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
 
     def features(pixels_I3HW: Tensor) -> Tensor:

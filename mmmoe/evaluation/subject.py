@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.responses import Response, Responses, key_of
 from mmmoe.evaluation.sequences import Row, empty, length_of, padded, turns_of
 from mmmoe.log import logger
+from mmmoe.models.generation import NO_NUMBERS
 
 T = TypeVar("T")
 TaskRule = Callable[[str, bool], int]
@@ -103,7 +105,7 @@ class Subject:
 
         The end-of-answer token is one of them, so a choice that begins another does not win by being short. A choice
         whose answer was cut off by the longest sequence gets -inf rather than the advantage of having fewer tokens; a
-        question of which none is left is unanswered.
+        question of which none is left is unanswered, and so is one with a choice whose likelihood is no number.
         """
         rows: list[Row] = []
         for question in questions:
@@ -111,10 +113,12 @@ class Subject:
                 encoded = self._template.encode(turns_of(question, text))
                 rows.append(self._row(len(rows), encoded.input_ids, encoded.labels, question, blind))
         shares = [1.0 / len(question.choices) for question in questions for _ in question.choices]
-        scores = iter(self._answers(rows, ["score"], self._likelihoods, advance, shares))
+        scores = iter(self._answers(rows, ["score"], self._likelihoods, advance, shares, broken=math.nan))
         found = [[float(next(scores)) for _ in question.choices] for question in questions]
-        for question, own in zip(questions, found, strict=True):
-            if all(score == float("-inf") for score in own):
+        for place, (question, own) in enumerate(zip(questions, found, strict=True)):
+            if any(map(math.isnan, own)):
+                found[place] = [float("-inf")] * len(own)
+            elif all(score == float("-inf") for score in own):
                 most = self._model.max_positions
                 self._cannot(
                     question.id,
@@ -130,17 +134,17 @@ class Subject:
         blind: bool = False,
         advance: Advance | None = None,
     ) -> list[str]:
-        """Returns the greedy answer to each question, special tokens removed; no words where the prompt is too long."""
+        """Returns the greedy answer to each question, special tokens removed; none where the prompt is too long."""
         rows: list[Row] = []
         for question in questions:
             input_ids = self._template.prompt(turns_of(question))
             rows.append(self._row(len(rows), input_ids, [IGNORE_ID] * len(input_ids), question, blind))
 
-        def ask(part: list[Row]) -> list[str]:
+        def ask(part: list[Row]) -> list[str | None]:
             return self._words(part, max_new_tokens)
 
         how = ["generate", max_new_tokens, self.decoding]
-        return [str(text) for text in self._answers(rows, how, ask, advance, instead="")]
+        return [str(text) for text in self._answers(rows, how, ask, advance, instead="", broken="")]
 
     def draw(
         self,
@@ -154,7 +158,7 @@ class Subject:
     ) -> list[Tensor]:
         """Returns the picture (3, H, W), values 0 to 1, that each question asks for, one seed a question.
 
-        Where the prompt is too long it is black.
+        Where the prompt is too long, or the model says no numbers, it is black.
         """
         rows: list[Row] = []
         letters = self._template.letters
@@ -164,28 +168,29 @@ class Subject:
             asked = {} if letters is None else {LETTERS_VIEW: letters.padded(input_ids)[None]}
             rows.append(replace(row, beside={**row.beside, **asked}))
 
-        def ask(part: list[Row]) -> list[Tensor]:
+        def ask(part: list[Row]) -> list[Tensor | None]:
             inputs = self._inputs(part, pad_left=True, with_labels=False)
             own = [seeds[row.place] for row in part]
-            return list(self._model.draw(**inputs, steps=steps, guidance=guidance, seeds=own).cpu())
+            drawn = self._model.draw(**inputs, steps=steps, guidance=guidance, seeds=own).cpu()
+            return [None if bool(one.isnan().any()) else one for one in drawn]
 
         # A picture is far larger than words, and lies in its file already: only words are kept.
         black = torch.zeros(3, *(self._model.canvas or (0, 0)))
         # The position that begins the image has to find room as well.
-        return self._answers(rows, None, ask, advance, instead=black, room=1)
+        return self._answers(rows, None, ask, advance, instead=black, room=1, broken=black)
 
-    def _likelihoods(self, part: list[Row]) -> list[float]:
-        """Returns the log-likelihood of the labelled tokens of each row, -inf where some were cut off."""
+    def _likelihoods(self, part: list[Row]) -> list[float | None]:
+        """Returns the log-likelihood of the labelled tokens of each row, -inf where some were cut off, None for NaN."""
         expected = [sum(label != IGNORE_ID for label in row.labels) for row in part]
         output = self._model(**self._inputs(part, pad_left=False, with_labels=True))
         nll, targets = output.nll_B.float().tolist(), output.num_targets_B.tolist()
         return [
-            -loss if wanted > 0 and seen == wanted else float("-inf")
+            None if math.isnan(loss) else -loss if wanted > 0 and seen == wanted else float("-inf")
             for loss, seen, wanted in zip(nll, targets, expected, strict=True)
         ]
 
-    def _words(self, part: list[Row], max_new_tokens: int) -> list[str]:
-        """Returns what is generated after each row."""
+    def _words(self, part: list[Row], max_new_tokens: int) -> list[str | None]:
+        """Returns what is generated after each row, None where the logits held a NaN."""
         tokenizer = self._template.tokenizer
         end = tokenizer.eos_token_id
         ids = self._model.generate(
@@ -198,28 +203,33 @@ class Subject:
         )
         if self.in_step:
             ids = [list(takewhile(lambda token: token != end, answer)) for answer in ids]
-        return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+        return [
+            None if answer == NO_NUMBERS else tokenizer.decode(answer, skip_special_tokens=True).strip()
+            for answer in ids
+        ]
 
     def _answers(
         self,
         rows: list[Row],
         how: Sequence[object] | None,
-        ask: Callable[[list[Row]], Sequence[T]],
+        ask: Callable[[list[Row]], Sequence[T | None]],
         advance: Advance | None = None,
         shares: Sequence[float] | None = None,
         instead: T | None = None,
         room: int = 0,
+        broken: T | None = None,
     ) -> list[T]:
         """Returns the answer to each row: one that is known already, or what `ask` says of batches.
 
         Args:
             rows: what is asked, in the order of their places.
             how: what an answer depends on besides; None: answers are not kept.
-            ask: runs the model.
+            ask: runs the model; None: it says no numbers, of which nothing is kept.
             advance: is told.
             shares: what part of a question each row is; None: a whole one.
             instead: the answer to a row that the model has no room for; None: the model cuts such rows itself.
             room: positions that a row needs besides its own.
+            broken: the answer to a row of which the model says no numbers.
         """
         found: list[T | None] = [None] * len(rows)
         responses = self.responses if how is not None else None
@@ -238,14 +248,20 @@ class Subject:
                 found = [instead if place in too_long else answer for place, answer in enumerate(found)]
                 tell(sum(parts[place] for place in too_long))
             for part in self._batches(asked, empty(rows[0], self._template.tokenizer.pad_token_id) if rows else None):
-                answers = zip(part, ask(part), strict=True)
-                new = {row.place: answer for row, answer in answers if found[row.place] is None}
+                new = [(row, answer) for row, answer in zip(part, ask(part), strict=True) if found[row.place] is None]
                 if responses is not None:
-                    responses.keep({keys[place]: cast(Response, answer) for place, answer in new.items()})
-                tell(sum(parts[place] for place in new))
-                for place, answer in new.items():
-                    found[place] = answer
+                    responses.keep({keys[row.place]: cast(Response, said) for row, said in new if said is not None})
+                tell(sum(parts[row.place] for row, _ in new))
+                for row, answer in new:
+                    found[row.place] = self._broken(row, broken) if answer is None else answer
         return cast("list[T]", found)
+
+    def _broken(self, row: Row, instead: T | None) -> T | None:
+        self._cannot(
+            row.question,
+            "the model says NaN: its weights hold some, or numbers overflow; engine.precision=fp32 shows which",
+        )
+        return instead
 
     def _that_fit(self, rows: list[Row], room: int) -> tuple[list[Row], set[int]]:
         """Returns the rows that the model has room for, and the places of the others."""

@@ -1,4 +1,4 @@
-"""Greedy continuation of a spliced prompt with a key-value cache."""
+"""Greedy continuation of a spliced prompt with a key-value cache, and what stands for one that has no numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from mmmoe.models.splice import Splice
 
+NO_NUMBERS = [-1]
+"""The continuation of a row whose logits held a NaN: no token has that id, and no token is the most probable one."""
+
 
 def greedy(
     language: Any,
@@ -21,12 +24,15 @@ def greedy(
     stops: Collection[int],
     pad_id: int,
 ) -> list[list[int]]:
-    """Returns the most probable continuation of each left-padded row, up to and without the first of `stops`."""
+    """Returns the most probable continuation of each left-padded row, up to and without the first of `stops`.
+
+    A row whose logits hold a NaN before its end gets `NO_NUMBERS`.
+    """
     decoder, embed = language.get_decoder(), language.get_input_embeddings()
     embeddings_BTD, mask_BT, position_BT = prompt.embeddings_BTD, prompt.mask_BT, prompt.position_BT
     next_B1 = mask_BT.sum(1, keepdim=True)
     finished_B = torch.zeros(mask_BT.shape[0], dtype=torch.bool, device=mask_BT.device)
-    cache, chosen = None, list[Tensor]()
+    broken_B, cache, chosen = torch.zeros_like(finished_B), None, list[Tensor]()
     for _ in range(max_new_tokens):
         result = decoder(
             inputs_embeds=embeddings_BTD,
@@ -36,7 +42,9 @@ def greedy(
             use_cache=True,
         )
         cache = result.past_key_values
-        token_B = head(result.last_hidden_state[:, -1]).argmax(dim=-1).masked_fill(finished_B, pad_id)
+        most_B, token_B = head(result.last_hidden_state[:, -1]).max(dim=-1)  # NaN where any logit is
+        broken_B = broken_B | (most_B.isnan() & ~finished_B)
+        token_B = token_B.masked_fill(finished_B, pad_id)
         chosen.append(token_B)
         for stop in stops:
             finished_B = finished_B | (token_B == stop)
@@ -47,4 +55,5 @@ def greedy(
         next_B1 = next_B1 + 1
         mask_BT = F.pad(mask_BT, (0, 1), value=True)
     rows: list[list[int]] = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in range(len(finished_B))]
-    return [list(takewhile(lambda token: token not in stops, row)) for row in rows]
+    said = [list(takewhile(lambda token: token not in stops, row)) for row in rows]
+    return [NO_NUMBERS if is_broken else row for row, is_broken in zip(said, broken_B.tolist(), strict=True)]

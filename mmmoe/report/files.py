@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mmmoe import lines
 from mmmoe.conceal import conceal
 
 Row = dict[str, Any]
@@ -103,7 +104,7 @@ def read_run(folder: Path, benches: Sequence[Path] = ()) -> RunFiles:
         scores=tuple(scores),
         answers=answers,
         spec_text=conceal(spec_text),
-        ledger=read_lines(folder / "ledger.jsonl"),
+        ledger=tuple(lines.read(folder / "ledger.jsonl")),
         experts=tuple((spec.get("model") or {}).get("experts") or ()),
         routing=_in_words((spec.get("evaluation") or {}).get("routing") or "predicted"),
         agreement=tuple(_read_list(folder / "evaluation" / "routing.json")),
@@ -153,28 +154,13 @@ def _read_costs(paths: Sequence[Path]) -> list[Row]:
     return costs
 
 
-def read_lines(path: Path) -> tuple[Row, ...]:
-    """Returns the objects of a JSON Lines file; a line that a killed process left half-written is passed over."""
-    if not path.is_file():
-        return ()
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return tuple(rows)
-
-
 def _read_stages(folder: Path, declared: list[str]) -> tuple[StageLog, ...]:
     """Returns the stages that have metrics, in the order the spec declares them."""
     found = {path.parent.name: path for path in sorted(folder.glob("stages/*/metrics.jsonl"))}
     order = [name for name in declared if name in found] + [name for name in found if name not in declared]
     logs = []
     for name in order:
-        rows = tuple(row for row in read_lines(found[name]) if isinstance(row.get("step"), int))
+        rows = tuple(row for row in lines.read(found[name]) if isinstance(row.get("step"), int))
         if rows:
             logs.append(StageLog(name, rows))
     return tuple(logs)
@@ -184,4 +170,4 @@ def _read_answers(folder: Path, row: Row) -> tuple[Row, ...]:
     root = (folder / "evaluation").resolve()
     path = (root / str(row["variant"]) / f"{row['benchmark']}.jsonl").resolve()
     # Names come from a file: they must not lead out of the run folder.
-    return read_lines(path) if path.is_relative_to(root) else ()
+    return tuple(lines.read(path)) if path.is_relative_to(root) else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from mmmoe.data.sample_column import ColumnPart, Numbers, SampleColumn
 from mmmoe.data.template import Template
 from mmmoe.evaluation.routing import ANSWER_TOKENS
 from mmmoe.log import console
+from mmmoe.models.generation import NO_NUMBERS
 from mmmoe.models.spliced import SplicedModel
 
 BATCH = 32
@@ -53,8 +55,13 @@ def experts_named_by(guide: RoutedImages, template: Template) -> Ask:
             eos_id=tokenizer.eos_token_id,
             pad_id=template.pad_id,
         )
-        said = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-        return torch.tensor([number_of(guide.read(one)) for one in said], dtype=torch.float64)
+        named = [
+            math.nan
+            if answer == NO_NUMBERS
+            else number_of(guide.read(tokenizer.decode(answer, skip_special_tokens=True).strip()))
+            for answer in answers
+        ]
+        return torch.tensor(named, dtype=torch.float64)
 
     return ask
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
@@ -97,13 +96,7 @@ class RunFolder:
 
     def events(self) -> list[dict[str, Any]]:
         """Returns all events; a last line cut short by a crash is left out."""
-        events = []
-        for line in (self.path / LEDGER_FILE).read_text(encoding="utf-8").splitlines():
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return events
+        return list(lines.read(self.path / LEDGER_FILE))
 
     def overrides(self) -> list[str]:
         """Returns the overrides of the last attempt."""

@@ -98,6 +98,8 @@ def test_fid_takes_its_networks_features_of_pictures_resized_and_normalised(tmp_
     fitted = torch.nn.functional.interpolate(pixels, (8, 8), mode="bilinear", align_corners=False) * 2 - 1
     expected = fitted.mean((2, 3)) @ torch.from_numpy(weight[:, :, 0, 0]).T
     torch.testing.assert_close(extractor(pixels), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"evaluation\.drawing\.fid: path .*none\.onnx"):
+        inception(OnnxTowerSpec(path=str(tmp_path / "none.onnx"), **declared))
     questions = [Question(str(n), "draw", "x", reference=tmp_path / f"{n}.png") for n in range(6)]
     for number, one in enumerate(pixels):
         as_picture(one).save(tmp_path / f"{number}.png")

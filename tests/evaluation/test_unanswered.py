@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from mmmoe.evaluation.scores import read_scores
 from mmmoe.evaluation.sequences import Row, length_of
 from mmmoe.evaluation.spec import BenchmarkSpec, DrawingSpec, EvaluationSpec
 from mmmoe.evaluation.table import score_table
+from mmmoe.models.generation import NO_NUMBERS
 
 ROOM = 30
 SHADES = [3, 9, 5, 12, 7]
@@ -196,3 +198,27 @@ def test_a_question_alone_gets_no_words_and_a_reason():
     subject = narrow(make_subject(), 4)
     assert subject.generate([Question("1", "four", "f"), Question("2", "4", "4")], 3) == ["", "4"]
     assert list(subject.unanswered) == ["1"]
+
+
+@pytest.mark.parametrize("kind", ["short_answer", "multiple_choice"])
+def test_a_question_of_which_the_model_says_nan_is_no_answer_and_is_asked_again(benchmark_file, tmp_path, kind):
+    more = {"choices": ["3", "9", "5", "12", "7"]} if kind == "multiple_choice" else {}
+    spec = spec_of(benchmark_file(rows_of(long=-1, **more)), kind=kind)
+    spoilt = mortal_subject(tmp_path / "log")
+    model = spoilt._model
+    words, costs = model.generate, model.cost
+
+    def generate(input_ids_BT, *given, **more):
+        said = words(input_ids_BT, *given, **more)
+        return [NO_NUMBERS if text == [ord("5")] else text for text in said]
+
+    model.generate = generate
+    model.cost = lambda previous, token, shade: math.nan if int(shade) == 5 else costs(previous, token, shade)
+    [row] = evaluate(spoilt, spec, tmp_path / "out", "trained", cache=tmp_path / "cache")
+    assert row.unanswered == 1
+    assert "question 'q2': the model says NaN: its weights hold some" in row.unanswered_reasons[0]
+    told = answers_in(tmp_path / "out")
+    assert [bool(answer.unanswered) for answer in told] == [False, False, True, False, False]
+    assert (told[2].prediction, told[2].correct) == ("", False)
+    [sound] = evaluate(mortal_subject(tmp_path / "log"), spec, tmp_path / "out", "trained", cache=tmp_path / "cache")
+    assert (sound.unanswered, sound.reused) == (0, 4)

@@ -10,6 +10,7 @@ import torch
 from models_toy import randomise, toy_model
 
 from mmmoe.models.beams import beam_search
+from mmmoe.models.generation import NO_NUMBERS
 
 STOPS = frozenset([2])
 
@@ -130,3 +131,47 @@ def test_an_answer_has_no_end_in_it_and_a_penalty_keeps_it_from_repeating(model)
         assert not STOPS & set(answer)
     strict = beam_search(model.language, model.head, prompt_of(model, ROWS), 3, 8, frozenset(), 1e6)
     assert all(len(set(answer)) == len(answer) for answer in strict)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("begins", [0, 2], ids=["at once", "later"])
+def test_a_row_whose_logits_hold_a_nan_gets_no_numbers_and_the_others_theirs(model, beams, begins):
+    ids = torch.tensor([[0, 0, 5, 6, 7], [0, 0, 0, 8, 9], [10, 11, 12, 13, 4]])
+    mask, calls = ids > 0, []
+
+    def answers():
+        return model.generate(ids, mask, max_new_tokens=5, eos_id=2, beams=beams)
+
+    def spoil(head, given, logits):
+        calls.append(1)
+        own = len(logits) // 3
+        if len(calls) > begins:
+            logits[own : 2 * own, 7] = float("nan")
+
+    sound = answers()
+    assert len(sound[1]) > begins, "row 1 is not done before"
+    with model.head.register_forward_hook(spoil):
+        assert answers() == [sound[0], NO_NUMBERS, sound[2]]
+
+
+@torch.no_grad()
+def test_a_nan_after_its_end_is_none_of_a_rows_business(model):
+    ids = torch.tensor([[0, 0, 5, 6, 7], [0, 0, 0, 8, 9]])
+
+    def answers(stop):
+        return model.generate(ids, ids > 0, max_new_tokens=5, eos_id=stop)
+
+    stop = answers(None)[1][0]  # row 1 ends at once
+    sound = answers(stop)
+    assert sound[1] == []
+    assert len(sound[0]) > 1
+    calls = []
+
+    def spoil(head, given, logits):
+        calls.append(1)
+        if len(calls) > 1:
+            logits[1] = float("nan")
+
+    with model.head.register_forward_hook(spoil):
+        assert answers(stop) == sound

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmmoe.models.lora.tape import RoutingTape
+from mmmoe.models.moe.gate import route
 from mmmoe.models.moe.layer import SparseFFN, fill_expert
 from mmmoe.models.moe.place import ALONE, ExpertPlace
 from mmmoe.models.moe.spec import ExpertLoRASpec, GateSpec, MoESpec
@@ -98,6 +99,16 @@ def test_experts_nobody_chose_get_gradients_of_zero() -> None:
         assert parameter.grad is not None, name
         assert not parameter.grad[1:].any(), name
     assert layer.experts.gate_proj.weight_EOI.grad[0].any()
+
+
+@pytest.mark.parametrize("drop", ["position", "choice", "probability"])
+def test_a_token_whose_logits_hold_a_nan_has_no_gates_that_are_numbers_dropped_or_not(drop) -> None:
+    logits_NE = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    logits_NE[::3, 1] = torch.nan
+    chosen = route(logits_NE, GateSpec(k=2, capacity_factor=0.5, drop=drop, min_capacity=1))
+    assert (chosen.inverse_S.view(12, 2)[::3] < 0).any(), "some are dropped"
+    assert chosen.gate_NK.isnan().all(1).tolist() == [token % 3 == 0 for token in range(12)]
+    assert not chosen.gate_NK[1::3].isnan().any()
 
 
 def test_permuting_experts_with_the_routers_rows_changes_nothing() -> None:

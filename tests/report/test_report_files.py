@@ -3,7 +3,7 @@ import json
 import pytest
 from synthetic_run import write_run
 
-from mmmoe.report.files import StageLog, read_lines, read_run
+from mmmoe.report.files import StageLog, read_run
 
 
 def test_stages_come_in_declared_order(tmp_path):
@@ -36,13 +36,6 @@ def test_lists_by_layer_take_the_numbers_of_the_layers_that_are_routed():
     assert stage.series_of("balance") == {"layer 9": ([1], [1.0]), "layer 16": ([1], [1.5])}
     assert stage.series_of("entropy") == {"layer 9": ([1], [0.5])}
     assert stage.series_of("balance_2") == {"row 0": ([1], [1.0])}, "which layers they are is not told"
-
-
-def test_half_a_line_is_passed_over(tmp_path):
-    path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1}\n[2]\n{"step": 3, "lo')
-    assert read_lines(path) == ({"step": 1},)
-    assert read_lines(tmp_path / "none.jsonl") == ()
 
 
 def test_what_is_no_run_is_refused(tmp_path):

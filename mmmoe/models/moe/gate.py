@@ -57,5 +57,6 @@ def _most_probable(logits_NE: Tensor, k: int, capacity: int, valid_N: Tensor | N
     ranked = order_by_expert(expert_S[falling_S], logits_NE.shape[1], capacity)
     is_kept_S = torch.zeros_like(expert_S, dtype=torch.bool).scatter(0, falling_S, ranked.inverse_S >= 0)
     order = order_by_expert(expert_S.masked_fill(~is_kept_S, -1), logits_NE.shape[1])
-    gate_NK = chosen.gate_NK.masked_fill(~is_kept_S.view_as(chosen.gate_NK), 0.0)
+    is_lost_NK = ~is_kept_S.view_as(chosen.gate_NK) & ~chosen.gate_NK.isnan()  # what is no number stays so
+    gate_NK = chosen.gate_NK.masked_fill(is_lost_NK, 0.0)
     return Routing(gate_NK, chosen.expert_NK, *order)

@@ -216,11 +216,13 @@ def doctor(
     hostfile: Annotated[Path | None, typer.Option(help="nodes, a line `host slots=N` each, to be looked at")] = None,
 ) -> None:
     """Say what this machine, or each node of a hostfile, has, what is missing and what to do about it."""
-    from mmmoe.stages.doctor import findings, print_findings
-    from mmmoe.stages.doctor_nodes import node_findings
     from mmmoe.stages.hostfile import read_hostfile
 
-    found = findings() if hostfile is None else node_findings(read_hostfile(hostfile))
+    hosts = None if hostfile is None else read_hostfile(hostfile)
+    from mmmoe.stages.doctor import findings, print_findings
+    from mmmoe.stages.doctor_nodes import node_findings
+
+    found = findings() if hosts is None else node_findings(hosts)
     raise typer.Exit(0 if print_findings(found) else USER_MISTAKE)
 
 

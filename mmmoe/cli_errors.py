@@ -42,7 +42,7 @@ def guarded(call: Callable[[], None]) -> int:
         _tell(str(error))
         return DIVERGED
     except Stopped as stopped:
-        _tell(str(stopped))
+        _tell(str(stopped), label="")
         return STOPPED
     except OSError as error:
         return _tell_system(error)
@@ -85,8 +85,8 @@ def _tell_memory(error: BaseException) -> int:
     return NO_MEMORY
 
 
-def _tell(text: str) -> None:
+def _tell(text: str, label: str = "[bold red]error[/bold red]: ") -> None:
     prefix = "" if env.world_size() == 1 else f"{env.who()}: "
     with suppress(OSError):  # the log may be on the disk that is full
-        console.print(f"[bold red]error[/bold red]: {prefix}", end="")
+        console.print(f"{label}{prefix}", end="")
         console.print(conceal(text), markup=False, highlight=False, soft_wrap=True)

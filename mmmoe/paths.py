@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -14,6 +15,17 @@ def project_root() -> Path:
     if (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir():
         return checkout
     return DECLARED
+
+
+def near(path: Path) -> Path | None:
+    """Returns the entry of a path's folder that nearly has its name, None where there is none."""
+    try:
+        entries = sorted(path.parent.iterdir())
+    except OSError:
+        return None
+    names = {entry.stem: entry for entry in entries if entry.suffix == path.suffix and entry != path}
+    close = difflib.get_close_matches(path.stem, names, n=1)
+    return names[close[0]] if close else None
 
 
 def resolve(path: str | Path, beside: Path | None = None) -> Path:

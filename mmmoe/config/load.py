@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from mmmoe import paths
 from mmmoe.conceal import conceal, is_secret
 from mmmoe.config.override import apply_overrides
 from mmmoe.config.problems import told
@@ -36,8 +36,10 @@ def load(path: Path, spec_type: type[S], overrides: list[str] | None = None) -> 
     Raises:
         ConfigError: with one line a problem: file:line, key path, what is wrong, the nearest known key.
     """
-    if not os.path.exists(path) and (near := _near(path)):  # noqa: PTH110  # of a name that no system takes, too
-        raise ConfigError(shorten(path), [f"no such file; did you mean {near}?"])
+    if not os.path.exists(path) and (near := paths.near(path)):  # noqa: PTH110  # of a name that no system takes, too
+        raise ConfigError(shorten(path), [f"no such file; did you mean {shorten(near)}?"])
+    if path.is_dir():
+        raise ConfigError(shorten(path), ["is a folder; give a file in it, or, of a run, go on with `mmmoe resume`"])
     tree = read(path)
     if tree.errors and not tree.data:
         raise ConfigError(shorten(path), tree.errors)
@@ -92,16 +94,6 @@ def _secrets(tree: Tree) -> Mapping[Route, str]:
         for route in routes(tree.data, ())
         if is_secret(str(route[-1]), _at(tree.data, route))
     }
-
-
-def _near(path: Path) -> str | None:
-    """Returns the file beside a path that nearly has its name."""
-    try:
-        files = {file.stem: file for file in sorted(path.parent.iterdir()) if file.suffix in (".yaml", ".yml")}
-    except OSError:
-        return None
-    near = difflib.get_close_matches(path.stem, files, n=1, cutoff=0.75)
-    return shorten(files[near[0]]) if near else None
 
 
 def _at(data: Any, route: Route) -> Any:

@@ -164,7 +164,7 @@ class Reader:
         for name in bases:
             file = _named(name, self._beside)
             if file is None:
-                self._tree.errors.append(f"{where}: no such file: {name:.200}")
+                self._tree.errors.append(f"{where}: no such file: {name:.200}{_hint(name, self._beside)}")
                 below.holes.append(())
                 continue
             upper = Tree({}, {(): f"{shorten(file)}:1"})
@@ -185,6 +185,15 @@ def _named(name: str, beside: Path | None) -> Path | None:
         return file if file.is_file() else None
     except (OSError, RuntimeError, ValueError):  # too long, a home of nobody, a zero byte
         return None
+
+
+def _hint(name: str, beside: Path | None) -> str:
+    """Returns which file was perhaps meant, for the end of a message."""
+    try:
+        near = paths.near(paths.resolve(Path(name).parent, beside=beside) / Path(name).name)
+    except (OSError, RuntimeError, ValueError):
+        return ""
+    return f"; did you mean {near.name}?" if near else ""
 
 
 def _plain_overlay(low: Any, high: Any) -> Any:

@@ -138,7 +138,10 @@ class CheckpointKeeper:
             shutil.rmtree(aside, ignore_errors=True)
             newer.rename(aside)
             logger().warning(
-                "checkpoint %s is kept as %s, to be looked at; the stage goes on from %s", newer, aside.name, found.name
+                "checkpoint %s is called %s from now on, until the stage ends; it goes on from %s",
+                newer,
+                aside.name,
+                found.name,
             )
         return found, self._best_on_disk()
 

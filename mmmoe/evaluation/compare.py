@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from mmmoe import paths
 from mmmoe.evaluation.answers import Answer, read_answers
 from mmmoe.evaluation.metrics.registry import metric_of
 from mmmoe.evaluation.scores import SCORES_FILE, ScoreRow, read_scores
@@ -80,6 +81,9 @@ def evaluation_folder(path: Path) -> Path:
     Raises:
         ValueError: There are none.
     """
+    if not path.exists():
+        near = paths.near(path)
+        raise ValueError(f"{path} does not exist" + (f"; did you mean {near}?" if near else ""))
     for folder in (path, path / "evaluation"):
         if (folder / SCORES_FILE).is_file():
             return folder

@@ -46,7 +46,7 @@ def wait_for(children: Sequence[Child], grace_s: float) -> int:
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        first = _wait(children, grace_s)
+        first = _wait(children, grace_s, asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -61,6 +61,10 @@ def wait_for(children: Sequence[Child], grace_s: float) -> int:
     return 128 - status if status < 0 else status
 
 
+def _how(status: int) -> str:
+    return f"was killed by signal {-status}" if status < 0 else f"stopped with status {status}"
+
+
 def _of_asked(statuses: Sequence[int]) -> int:
     """Returns the status that says best how processes ended that were asked to, from those that are not 0."""
     known = next((status for status in statuses if status in FINAL), None)
@@ -70,8 +74,14 @@ def _of_asked(statuses: Sequence[int]) -> int:
     return STOPPED if all(status == -signal.SIGTERM for status in statuses) else UNSAVED
 
 
-def _wait(children: Sequence[Child], grace_s: float) -> int:
-    """Waits for all; returns the status of the first that failed."""
+def _wait(children: Sequence[Child], grace_s: float, stopping: Sequence[int]) -> int:
+    """Waits for all; returns the status of the first that failed.
+
+    Args:
+        children: The processes.
+        grace_s: What others are given when one fails.
+        stopping: Not empty once all were asked to stop; how they end then is no error.
+    """
     failed_at: float | None = None
     asked: set[str] = set()
     first = 0
@@ -81,7 +91,8 @@ def _wait(children: Sequence[Child], grace_s: float) -> int:
         for child in children:
             if failed_at is None and child.process.poll() not in (None, 0):
                 failed_at, first = time.monotonic(), child.process.returncode
-                logger().error("%s stopped with status %d%s", child.name, first, child.last_words())
+                if first != STOPPED and not stopping:
+                    logger().error("%s %s%s", child.name, _how(first), child.last_words())
         for child in (child for child in children if failed_at is not None and child.is_running):
             seconds = time.monotonic() - (failed_at or 0.0)
             if seconds > grace_s:

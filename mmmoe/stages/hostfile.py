@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from mmmoe import paths
+
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*"
 """What a host may be called: nothing that ssh would take for an option, or a shell for a command."""
 SLOTS = r"[1-9][0-9]{0,5}"
@@ -35,15 +37,17 @@ def read_hostfile(path: Path) -> list[Host]:
         ValueError: listing every line that is wrong.
     """
     if not path.is_file():
+        near = None if path.exists() else paths.near(path)
         fault = "is a folder" if path.is_dir() else "no such hostfile"
-        raise ValueError(f"{path}: {fault}; write a line `host slots=N` for each node (configs/hostfile) into a file")
+        cure = f"did you mean {near}?" if near else "write a line `host slots=N` for each node, see configs/hostfile"
+        raise ValueError(f"{path}: {fault}; {cure}")
     hosts: list[Host] = []
     problems = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         text = line.partition("#")[0].strip()
         found = re.fullmatch(rf"({NAME})\s+slots=({SLOTS})", text)
         if found is None and text:
-            problems.append(f"{path}:{number}: {text!r} is not `host slots=N`")
+            problems.append(f"{path}:{number}: {text!r} is not `host slots=N`, N from 1")
         elif found is not None and found[1] in [host.name for host in hosts]:
             problems.append(f"{path}:{number}: {found[1]} is there already; give it all its slots in one line")
         elif found is not None:

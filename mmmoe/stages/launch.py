@@ -98,7 +98,7 @@ def _last_words(log: Path | None, begins: int) -> str:
         return ""
     said = log.read_bytes()[begins:] if log.is_file() else b""
     lines = said.decode(errors="replace").splitlines()[-12:]
-    return "".join(f"\n  {line}" for line in [f"({log})", *lines])
+    return "".join(f"\n  {line}" for line in [f"the end of {log}:", *lines])
 
 
 def _die_with_parent() -> None:

@@ -46,7 +46,7 @@ def _create(spec: RunSpec) -> tuple[Path, FolderLock]:
 
 def _take(spec: RunSpec, folder: RunFolder, overrides: list[str]) -> tuple[Path, FolderLock]:
     lock = folder.lock()
-    go_on(spec, folder, overrides, env.world_size())
+    go_on(spec, folder, overrides, env.world_size(), "launcher")
     return folder.path.absolute(), lock
 
 

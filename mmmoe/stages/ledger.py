@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmmoe import lines
+from mmmoe import lines, paths
 from mmmoe.config.load import dump, load
 from mmmoe.log import console
 from mmmoe.stages.lock import FolderLock
@@ -74,7 +74,13 @@ class RunFolder:
             ValueError: when the folder is no run's.
         """
         if not (path / SPEC_FILE).is_file() or not (path / LEDGER_FILE).is_file():
-            raise ValueError(f"{path} is not a run folder: it has no {SPEC_FILE} and {LEDGER_FILE}; see `ls runs`")
+            why = f"it has no {SPEC_FILE} and {LEDGER_FILE}; see `ls {path.parent}`"
+            if path.is_file():
+                why = "it is a file; a configuration begins with `mmmoe run`"
+            elif not path.exists():
+                near = paths.near(path)
+                why = f"there is none; did you mean {near}?" if near else f"there is none; see `ls {path.parent}`"
+            raise ValueError(f"{path} is not a run folder: {why}")
         return cls(path)
 
     def spec(self, overrides: list[str] | None = None) -> RunSpec:
@@ -113,8 +119,9 @@ class RunFolder:
     def again(self, resume: str = "mmmoe resume") -> str:
         """Returns the command that goes on as the last attempt did: as it was last sent to nodes, else by `resume`."""
         words = shlex.join([str(self.path), *self.overrides()])
-        options = [event["option"] for event in self.events() if "option" in event]
-        return f"mmmoe launch {words} {options[-1]}" if options else f"{resume} {words}"
+        starts = [event for event in self.events() if "option" in event or event.get("by") == "resume"]
+        option = starts[-1].get("option") if starts else None
+        return f"mmmoe launch {words} {option}" if option else f"{resume} {words}"
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Returns the finishing event of every finished stage, by name."""

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from mmmoe import env
 from mmmoe.log import console
@@ -37,10 +36,17 @@ PLAIN = r"[\w@+=:,./-]*"
 class Nodes:
     """The nodes of a run."""
 
-    option: ClassVar[str] = "--hostfile FILE"
     hosts: list[Host]
     launcher: Launcher | None = None
     """By default pdsh where it is installed and can hand every word on, else ssh."""
+    file: Path = Path("FILE")
+    """The hostfile they come from, for messages."""
+
+    @property
+    def option(self) -> str:
+        """Returns what asks for it."""
+        launcher = "" if self.launcher is None else f" --launcher {self.launcher}"
+        return f"--hostfile {shlex.quote(str(self.file))}{launcher}"
 
     @classmethod
     def of(cls, path: Path, launcher: Launcher | None) -> Nodes:
@@ -51,7 +57,7 @@ class Nodes:
         """
         if launcher == Launcher.pdsh and not shutil.which("pdsh"):
             raise ValueError("pdsh is not installed here; install it, or use --launcher ssh")
-        return cls(read_hostfile(path), launcher)
+        return cls(read_hostfile(path), launcher, path)
 
     def world(self, spec: RunSpec) -> int:
         """Returns the number of processes."""
@@ -71,7 +77,7 @@ class Nodes:
         lost = [host.name for host, is_there in zip(self.hosts, found, strict=True) if not is_there]
         if lost:
             raise ValueError(
-                f"no answer by ssh from {', '.join(lost)}; `mmmoe doctor --hostfile FILE` tells why and what to do"
+                f"no answer by ssh from {', '.join(lost)}: `mmmoe doctor --hostfile {self.file}` tells why"
             )
 
     def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+
+
+def as_options(where: str, options: Mapping[str, str | None]) -> str:
+    """Returns options as they were given to ours."""
+    words = [name if value is None else f"{name}={value}" for name, value in options.items()]
+    return " ".join(f"{where} {shlex.quote(word)}" for word in words)
 
 
 def parse_options(where: str, words: Sequence[str], example: str) -> dict[str, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from mmmoe.config.load import load
 from mmmoe.log import console
@@ -25,8 +25,9 @@ class Way(Protocol):
     and makes no folder of its own.
     """
 
-    option: ClassVar[str]
-    """The option that it is asked for by."""
+    @property
+    def option(self) -> str:
+        """Returns what asks for it, for a command line."""
 
     def world(self, spec: RunSpec) -> int | None:
         """Returns the number of processes, None if that is known later."""

@@ -10,12 +10,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from mmmoe import env
 from mmmoe.log import console
 from mmmoe.stages.ledger import STOP_FILE, RunFolder
-from mmmoe.stages.options import parse_options
+from mmmoe.stages.options import as_options, parse_options
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import FINAL, STOPPED
 from mmmoe.stages.variables import shown, write_private
@@ -29,8 +28,12 @@ VALUE = r"[\w@%+=:,./()\[\]*~-]*"
 class Slurm:
     """A job, by sbatch's own options."""
 
-    option: ClassVar[str] = "--slurm ..."
     options: dict[str, str | None]
+
+    @property
+    def option(self) -> str:
+        """Returns what asks for it."""
+        return as_options("--slurm", self.options)
 
     @classmethod
     def of(cls, words: list[str]) -> Slurm:
@@ -46,22 +49,26 @@ class Slurm:
         return cls(options)
 
     def check(self, spec: RunSpec, *, is_new: bool) -> None:
-        """Asks sbatch, where it is, whether it knows the options and takes their values.
+        """Asks sbatch, where it works, whether it knows the options and can read their values.
 
         Raises:
-            ValueError: It does not.
+            ValueError: It does not, or cannot.
         """
-        if not shutil.which("sbatch"):
+        if no_sbatch() is not None:
             return
-        # Behind them --help: they are read, and nothing is sent to anybody.
-        command = ["sbatch", *_given(self.options), "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = next(iter(done.stderr.strip().splitlines()), f"status {done.returncode}")
-            raise ValueError(f"--slurm: {said.removeprefix('sbatch: ').removeprefix('error: ')}")
+        problems = []
+        for option in _given(self.options):
+            # With --help behind it the option is read, and nothing is sent to anybody.
+            done = _run(["sbatch", option, "--help"])
+            if done.returncode:
+                said = _words(done.stderr)[0]
+                said = "needs a value, as --slurm nodes=2" if "-help" in said or "requires" in said else said
+                problems.append(f"--slurm {option.removeprefix('--')}: {said}")
+        if problems:
+            raise ValueError("\n".join([*problems, "see `man sbatch` for its long options"]))
 
     def reach(self) -> None:
-        """Has nothing to look at: where there is no sbatch the script is taken to where it is."""
+        """Has nothing to look at: where no sbatch works the script is taken to where one does."""
 
     def world(self, spec: RunSpec) -> int | None:
         """Returns the number of processes, None where Slurm decides it."""
@@ -132,15 +139,34 @@ class Slurm:
         write_private(path / VARIABLES, "".join(exports))
         (path / SCRIPT).write_text(self.script(spec, path, overrides), encoding="utf-8")
         (path / "logs").mkdir(exist_ok=True)
-        if not shutil.which("sbatch"):
-            raise ValueError(f"sbatch is not here; submit the script where it is: cd {path} && sbatch {SCRIPT}")
-        done = subprocess.run(["sbatch", SCRIPT], cwd=path, capture_output=True, text=True, check=False)
+        why = no_sbatch()
+        if why is not None:
+            raise ValueError(f"{why}; submit the script where it works: cd {path} && sbatch {SCRIPT}")
+        done = _run(["sbatch", SCRIPT], path)
         if done.returncode:
-            raise ValueError(f"sbatch refuses {path / SCRIPT}: {done.stderr.strip()}")
+            raise ValueError(f"{path / SCRIPT} was not submitted: {'; '.join(_words(done.stderr))}")
         world = self.world(spec)
         size = f", {world} processes" if world is not None else ""
         console.print(f"{done.stdout.strip()}{size}; it writes to {path}/logs", soft_wrap=True, highlight=False)
         return 0
+
+
+def no_sbatch() -> str | None:
+    """Returns why no job can be submitted from here, None where it can as far as sbatch itself knows."""
+    if not shutil.which("sbatch"):
+        return "sbatch is not here"
+    done = _run(["sbatch", "--help"])
+    return f"sbatch finds no Slurm here ({_words(done.stderr)[-1]})" if done.returncode else None
+
+
+def _run(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def _words(said: str) -> list[str]:
+    """Returns what sbatch says went wrong, line by line, without its own name."""
+    lines = [re.sub(r"^sbatch: (error: |fatal: )?", "", line) for line in said.strip().splitlines()]
+    return lines or ["it does not say why"]
 
 
 def _given(options: dict[str, str | None]) -> list[str]:

@@ -60,7 +60,7 @@ def carry_out(spec: RunSpec, folder: RunFolder, overrides: list[str] | None = No
     arguments, logs = [verb, str(folder.path), *words], folder.path / "logs"
     with folder.lock():
         if overrides is not None:
-            go_on(spec, folder, overrides, spec.engine.processes)
+            go_on(spec, folder, overrides, spec.engine.processes, "resume")
         status = with_restarts(spec.engine.restarts, folder, lambda: launch(spec.engine, arguments, logs))
         if status == 0:
             from mmmoe.report.page import write_report

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from torch.distributed.run import get_args_parser
 
 from mmmoe import env
 from mmmoe.stages.children import Child, wait_for
 from mmmoe.stages.ledger import RunFolder
-from mmmoe.stages.options import parse_options
+from mmmoe.stages.options import as_options, parse_options
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import STOPPED
 
@@ -27,8 +26,12 @@ from mmmoe.stages.status import STOPPED
 class Torchrun:
     """torchrun, by its own options."""
 
-    option: ClassVar[str] = "--torchrun ..."
     options: dict[str, str | None]
+
+    @property
+    def option(self) -> str:
+        """Returns what asks for it."""
+        return as_options("--torchrun", self.options)
 
     @classmethod
     def of(cls, words: list[str]) -> Torchrun:
@@ -67,10 +70,11 @@ class Torchrun:
 
     def _check_options(self) -> None:
         """Asks torchrun's own parser; it leaves the numbers of nodes and processes to the start."""
-        said = io.StringIO()
+        said, parser = io.StringIO(), get_args_parser()
+        parser.allow_abbrev = False  # `world` reads the options by their whole names
         try:
             with redirect_stderr(said), redirect_stdout(said):
-                given = get_args_parser().parse_args([*self._given(), "script"])
+                given = parser.parse_args([*self._given(), "script"])
         except SystemExit:
             last = (said.getvalue().strip().splitlines() or ["not taken"])[-1]
             raise ValueError(f"--torchrun: {last.rpartition('error: ')[2]}; see `torchrun --help`") from None

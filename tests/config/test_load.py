@@ -218,3 +218,16 @@ def test_a_name_of_its_own_stands_for_an_items_number(tmp_path):
     )
     lines = problems(write(tmp_path, "top.yaml", text))
     assert [line.split(": ")[1] for line in lines] == ["items.0.rate", "items.1.rate", "items.2.rate", "items.d.rate"]
+
+
+def test_neighbours_of_a_base_and_of_a_kind_are_told(tmp_path):
+    write(tmp_path, "item.yaml", "name: a\n")
+    (line,) = problems(write(tmp_path, "top.yaml", "title: t\nitems: [{base: itme.yaml}]\n"))
+    assert line.endswith("no such file: itme.yaml; did you mean item.yaml?")
+    (line,) = problems(write(tmp_path, "top.yaml", "title: t\nextra: {kind: smal}\n"))
+    assert "did you mean 'small'?" in line
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    (line,) = problems(tmp_path)
+    assert "is a folder; give a file in it" in line

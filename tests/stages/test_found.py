@@ -25,7 +25,7 @@ def test_a_run_that_has_done_nothing(folder):
     names = [stage.name for stage in folder.spec().stages]
     assert told(folder) == [
         f"{folder.path}: done: nothing; to do: {', '.join(names)}",
-        f"goes on in stage {names[0]} from its start: it has no checkpoint",
+        f"begins with stage {names[0]}",
     ]
 
 
@@ -35,9 +35,9 @@ def test_the_step_of_the_newest_checkpoint_and_the_processes_are_told(folder):
     folder.record("stage_started", stage=second, step=0, steps=60, world=2)
     for step in (20, 40):
         (folder.stage(second) / f"checkpoints/step_{step:06d}").mkdir(parents=True)
-    lines = told(folder, world=1)
+    lines, steps = told(folder, world=1), folder.spec().stages[1].training.steps
     assert f"done: {first}; to do: {second}" in lines[0]
-    assert lines[1] == f"goes on in stage {second} after step 40 of 60, if its newest checkpoint is sound"
+    assert lines[1] == f"goes on in stage {second} after step 40 of {steps}, if its newest checkpoint is sound"
     assert lines[2].startswith("2 processes before, 1 now")
     assert len(told(folder, world=2)) == len(told(folder, world=None)) == 2
 
@@ -76,3 +76,23 @@ def test_lists_of_another_length_are_told_whole():
     assert list(changes({"a": [1, 2]}, {"a": [1]})) == ["changed: a: [1, 2] -> [1]"]
     assert list(changes({"a": None}, {"a": {"b": 1}})) == ["changed: a: None -> {'b': 1}"]
     assert list(changes({"a": [1, 2]}, {"a": [1, 2]})) == []
+
+
+def test_what_changes_nothing_any_more_is_told_so(folder):
+    first = folder.spec().stages[0].name
+    folder.record("stage_done", stage=first)
+    (line,) = [line for line in told(folder, overrides=[f"stages.{first}.training.batch=4096"]) if "changed" in line]
+    assert line.endswith(f"-> 4096 (no effect: stage {first} is done)")
+
+
+def test_of_a_finished_run_only_the_report_is_left(folder):
+    for stage in folder.spec().stages:
+        folder.record("stage_done", stage=stage.name)
+    folder.record("finished")
+    assert told(folder)[0].endswith("; to do: the report")
+
+
+def test_a_stage_that_begun_without_a_checkpoint_is_told(folder):
+    name = folder.spec().stages[0].name
+    folder.record("stage_started", stage=name, step=0, steps=60, world=1)
+    assert told(folder)[1] == f"goes on in stage {name} from its start: it has no checkpoint"

@@ -92,3 +92,12 @@ def test_only_one_process_at_a_time(spec, tmp_path):
     with folder.lock(), pytest.raises(ValueError, match="in use"):
         folder.lock()
     folder.lock().close()
+
+
+def test_what_is_no_run_folder_is_told_with_what_may_be_meant(spec, tmp_path):
+    RunFolder.create(spec, tmp_path / "my_run")
+    (tmp_path / "a.yaml").touch()
+    meant = {"my_rnu": "did you mean .*my_run?", "a.yaml": "begins with `mmmoe run`", "zz": "there is none"}
+    for name, said in meant.items():
+        with pytest.raises(ValueError, match=said):
+            RunFolder.open(tmp_path / name)

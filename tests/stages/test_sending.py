@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from remote_toy import make_ssh
@@ -157,26 +158,6 @@ def test_a_job_that_was_stopped_by_its_file_is_not_queued_again(spec, tmp_path):
     assert (done.returncode, done.stdout) == (75, "")
 
 
-def test_slurm_has_a_task_for_each_gpu(spec, tmp_path):
-    def lines(*options):
-        return Slurm.of(list(options)).script(spec, tmp_path, []).splitlines()
-
-    script = lines("nodes=4", "gpus-per-node=8", "time=24:00:00", "exclusive")
-    for line in (
-        "--nodes=4",
-        "--ntasks-per-node=8",
-        "--time=24:00:00",
-        "--exclusive",
-        "--signal=TERM@120",
-        "--requeue",
-    ):
-        assert f"#SBATCH {line}" in script
-    assert f"#SBATCH --ntasks-per-node={spec.engine.processes}" in lines("nodes=2")
-    assert "#SBATCH --ntasks-per-node=4" in lines("gres=gpu:a100:4")
-    assert not [line for line in lines("ntasks=6") if "ntasks-per-node" in line]
-    assert "#SBATCH --signal=USR1@60" in lines("signal=USR1@60")
-
-
 def test_the_number_of_processes_is_known_where_it_is_declared(spec):
     assert Nodes(TWO).world(spec) == 6
     assert Slurm.of(["nodes=4", "gpus-per-node=a100:8"]).world(spec) == 32
@@ -185,85 +166,13 @@ def test_the_number_of_processes_is_known_where_it_is_declared(spec):
     assert Torchrun.of(["nproc-per-node=gpu"]).world(spec) is None
 
 
-def test_torchrun_gets_its_options_and_is_never_asked_to_restart(spec, tmp_path):
-    command = Torchrun.of(["nnodes=2", "rdzv-endpoint=10.0.0.1:29500"]).command(tmp_path, ["a=b c"])
-    assert command[1:3] == ["-m", "torch.distributed.run"]
-    assert {"--nnodes=2", "--rdzv-endpoint=10.0.0.1:29500"} <= set(command)
-    assert not [word for word in command if "restarts" in word]
-    assert command[-5:] == ["-m", "mmmoe.cli", "resume", str(tmp_path), "a=b c"]
-
-
-@pytest.mark.usefixtures("sound")
-@pytest.mark.parametrize(
-    ("words", "overrides", "said"),
-    [
-        (["nproc-per-node=2"], ["engine.restarts=1"], "set engine.restarts=0"),
-        (["nproc-per-node=2", "max-restarts=3"], [], "leave max-restarts out"),
-        (["nnodes=2"], [], r"nnodes=2: the command is given on every node"),
-        (["nnodes=1:4"], [], r"nnodes=1:4: the command is given on every node"),
-    ],
-)
-def test_what_torchrun_cannot_do_is_told_before_a_folder_is_made(tmp_path, words, overrides, said):
-    with pytest.raises(ValueError, match=said):
-        send(CONFIG, [f"runs={tmp_path}", *overrides], Torchrun.of(words), only_print=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["nproc-per-nod=2", "nodez=3"], "--torchrun: .*nodez=3; see `torchrun --help`"),
-        (["nproc-per-node=many"], "--torchrun nproc-per-node=many: is no number"),
-        (["nnodes=two"], "--torchrun nnodes=two: is no number"),
-        (["monitor-interval=x"], "--torchrun: .*monitor-interval.*'x'"),
-        (["nproc-per-node=2", "standalone=yes"], "--torchrun: .*standalone.*'yes'"),
-    ],
-)
-def test_torchrun_is_asked_whether_it_takes_its_options(spec, words, said):
-    with pytest.raises(ValueError, match=said):
-        Torchrun.of(words).check(spec, is_new=False)
-
-
-@pytest.mark.parametrize("words", [["nproc-per-node=gpu"], ["nnodes=1:4", "standalone"], ["rdzv-endpoint=a:29500"]])
-def test_torchruns_own_options_are_taken(words):
-    Torchrun.of(words).check(load(CONFIG, RunSpec), is_new=False)
-
-
-@pytest.fixture
-def sbatch(tmp_path, monkeypatch):
-    """Puts an sbatch first on PATH that knows two options."""
-    (tmp_path / "bin").mkdir()
-    text = """for word in "$@"; do case $word in
-    --nodes=*|--help|launch.sbatch) ;;
-    *) echo "sbatch: unrecognized option '$word'" >&2; echo 'Try "sbatch --help"' >&2; exit 255 ;;
-    esac; done
-    [ "$1" != launch.sbatch ] || { echo "sbatch: error: no such partition" >&2; exit 1; }"""
-    (tmp_path / "bin/sbatch").write_text(f"#!/bin/sh\n{text}\n")
-    (tmp_path / "bin/sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-
-
-@pytest.mark.usefixtures("sound", "sbatch")
-def test_sbatch_is_asked_whether_it_takes_its_options_before_a_folder_is_made(tmp_path):
-    with pytest.raises(ValueError, match=r"--slurm: unrecognized option '--nodez=2'$"):
-        send(CONFIG, [f"runs={tmp_path}/runs"], Slurm.of(["nodez=2"]), only_print=False)
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.usefixtures("sound", "sbatch")
-def test_a_folder_that_was_made_for_nothing_is_told_with_the_way_on(tmp_path):
-    with pytest.raises(ValueError, match="no such partition\nthe run's folder is made; go on with: mmmoe launch"):
-        send(CONFIG, [f"runs={tmp_path}/runs"], Slurm.of(["nodes=2"]), only_print=False)
-    assert (tmp_path / "runs/llava_mole_tiny/launch.sbatch").is_file()
-
-
 @pytest.mark.usefixtures("sound")
 def test_nodes_that_do_not_answer_are_all_told_before_a_folder_is_made(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     make_ssh(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     way = Nodes([Host("off", 1), Host("one", 1), Host("me@off", 1)], Launcher.ssh)
-    with pytest.raises(ValueError, match="no answer by ssh from off, me@off; `mmmoe doctor"):
+    with pytest.raises(ValueError, match="no answer by ssh from off, me@off: `mmmoe doctor"):
         send(CONFIG, [f"runs={tmp_path}/runs"], way, only_print=False)
     assert not (tmp_path / "runs").exists()
 
@@ -274,14 +183,6 @@ def test_an_end_before_the_end_stands_in_the_ledger(tmp_path, monkeypatch):
     assert send(CONFIG, [f"runs={tmp_path}"], Torchrun.of(["nproc-per-node=2"]), only_print=False) == 137
     last = RunFolder.open(tmp_path / "llava_mole_tiny").events()[-1]
     assert (last["event"], last["status"]) == ("ended", 137)
-
-
-@pytest.mark.usefixtures("sound")
-def test_several_nodes_of_torchrun_go_on_with_one_folder(tmp_path, monkeypatch):
-    folder = RunFolder.create(load(CONFIG, RunSpec), tmp_path / "run")
-    monkeypatch.setattr(Torchrun, "start", lambda self, spec, folder, overrides: 1)
-    assert send(folder.path, [], Torchrun.of(["nnodes=2"]), only_print=False) == 1
-    assert folder.again() == f"mmmoe launch {folder.path} --torchrun ..."
 
 
 @pytest.fixture
@@ -329,20 +230,6 @@ def test_a_jobs_variables_are_for_their_owner_alone(tmp_path, monkeypatch):
     assert (folder / VARIABLES).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--nodes=4"], "without dashes"),
-        (["nodes=4", "nodes=5"], "given twice"),
-        (["comment=a b"], "do not fit into #SBATCH lines"),
-        (["comment=a\nsrun x"], "do not fit into #SBATCH lines"),
-    ],
-)
-def test_options_that_are_none_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
-        Slurm.of(options)
-
-
 def test_one_way_must_be_chosen(tmp_path):
     with pytest.raises(ValueError, match="give one of --hostfile"):
         way_of(None, None, [], [])
@@ -388,3 +275,17 @@ def test_without_slurm_the_script_is_there_to_be_taken_elsewhere(tmp_path, monke
     with pytest.raises(ValueError, match="sbatch is not here"):
         send(CONFIG, [f"runs={tmp_path}"], Slurm.of(["nodes=2"]), only_print=False)
     assert (tmp_path / "llava_mole_tiny/launch.sbatch").read_text().startswith("#!/bin/bash\n#SBATCH --job-name=")
+
+
+def test_the_command_that_goes_on_is_that_of_the_last_start(tmp_path):
+    folder = RunFolder.create(load(CONFIG, RunSpec), tmp_path / "run")
+    for way, option in (
+        (Nodes(TWO, Launcher.ssh, Path("my hosts")), "--hostfile 'my hosts' --launcher ssh"),
+        (Slurm.of(["nodes=2", "exclusive"]), "--slurm nodes=2 --slurm exclusive"),
+        (Torchrun.of(["nproc-per-node=2"]), "--torchrun nproc-per-node=2"),
+    ):
+        folder.record("launched", option=way.option)
+        folder.record("resumed", overrides=["a=1"], by="launcher")
+        assert folder.again() == f"mmmoe launch {folder.path} a=1 {option}"
+    folder.record("resumed", overrides=["b=1"], by="resume")
+    assert folder.again() == f"mmmoe resume {folder.path} b=1"

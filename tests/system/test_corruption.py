@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from timeline import PLACES, Moment, check_same, hit, overrides
+from timeline import PLACES, Moment, check_same, events_of, hit, overrides
 
 from mmmoe.engine import checkpoint
 from mmmoe.engine.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE, latest_valid
@@ -120,4 +120,7 @@ def test_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(proj
     said = " ".join(warm.start("resume", run).finish().split())
     assert f"goes on after step {int(older.name[5:])}" in said
     assert "is damaged and is passed over" in said
+    lost = int(newer.name[5:]) - int(older.name[5:])
+    assert f"stage mole: {lost} steps are done again, from step {int(older.name[5:])}" in said
+    assert [event["again"] for event in events_of(run) if "again" in event] == [lost]
     check_same(run, whole)

@@ -33,7 +33,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():  # as text, more than that would end a line
         try:
             fields = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(fields, dict):
             yield fields

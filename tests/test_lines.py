@@ -30,7 +30,9 @@ def test_a_cut_at_any_byte_takes_no_other_line_with_it(tmp_path):
         assert list(lines.read(path)) == [FIRST, *torn, LAST]
 
 
-@pytest.mark.parametrize("odd", [b"", b"\n\n", b"[1]\n", b"caf\xc3", b"\xff\n", b'{"number": 1', b"null\n"])
+@pytest.mark.parametrize(
+    "odd", [b"", b"\n\n", b"[1]\n", b"caf\xc3", b"\xff\n", b'{"number": 1', b"null\n", b"[" * 100_000]
+)
 def test_what_is_no_object_is_passed_over(tmp_path, odd):
     (tmp_path / "lines").write_bytes(odd)
     assert list(lines.read(tmp_path / "lines")) == []

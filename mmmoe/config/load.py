@@ -38,7 +38,7 @@ def load(path: Path, spec_type: type[S], overrides: list[str] | None = None) -> 
     """
     if not os.path.exists(path) and (near := paths.near(path)):  # noqa: PTH110  # of a name that no system takes, too
         raise ConfigError(shorten(path), [f"no such file; did you mean {shorten(near)}?"])
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # as above
         raise ConfigError(shorten(path), ["is a folder; give a file in it, or, of a run, go on with `mmmoe resume`"])
     tree = read(path)
     if tree.errors and not tree.data:

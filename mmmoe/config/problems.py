@@ -18,6 +18,9 @@ from mmmoe.config.tree import Route, Tree
 DISCRIMINATORS = ("kind", "family")
 """Fields by which a declaration says which of several specs it is."""
 
+ABSENT = ("missing", "union_tag_not_found")
+"""Kinds of problems that say that something is not there."""
+
 
 def told(tree: Tree, spec_type: type[Spec], error: ValidationError, known: Container[Route]) -> list[str]:
     """Returns a line a problem: file:line, key path, what is wrong, the nearest known key.
@@ -32,7 +35,7 @@ def told(tree: Tree, spec_type: type[Spec], error: ValidationError, known: Conta
     for item in error.errors(include_url=False):
         route = _real_route(tree.data, item["loc"])
         is_in_hole = any(
-            route == hole or (item["type"] == "missing" and route[: len(hole)] == hole) for hole in tree.holes
+            route == hole or (item["type"] in ABSENT and route[: len(hole)] == hole) for hole in tree.holes
         )
         if route not in known and not is_in_hole:
             lines.append(_line(tree, spec_type, route, dict(item)))
@@ -80,7 +83,7 @@ def _by_name(data: Any, route: Route) -> str:
             [item.get("name") if isinstance(item, dict) else None for item in data] if isinstance(data, list) else []
         )
         name = names[key] if isinstance(key, int) and key < len(names) else None
-        is_plain = isinstance(name, str) and "." not in name and names.count(name) == 1
+        is_plain = isinstance(name, str) and re.fullmatch(r"(?!\d+$)[^.=]+", name) and names.count(name) == 1
         words.append(str(name if is_plain else key))
         data = data[key] if _holds(data, key) else None
     return ".".join(words)

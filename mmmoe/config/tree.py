@@ -170,7 +170,7 @@ class Reader:
             upper = Tree({}, {(): f"{shorten(file)}:1"})
             _read_into(upper, file, self._chain, self._reading)
             below = merge(below, upper)
-            below.holes += [] if upper.data else [()]
+            below.holes += [()] if upper.errors and not upper.data else []
         self._tree.errors += below.errors
         self._tree.holes += [(*route, *hole) for hole in below.holes]
         for inner, mark in below.marks.items():

@@ -129,11 +129,9 @@ class CheckpointKeeper:
         """Returns the newest sound checkpoint, and the best's score and step; damaged newer ones are put aside."""
         sweep(self._folder)
         found = checkpoint.latest_valid(self._folder)
-        if found is None:
-            return None
         steps = all_steps(self._folder)
         # Damaged ones with higher numbers would count as the newest to keep and push the sound ones out.
-        for newer in steps[steps.index(found) + 1 :]:
+        for newer in steps if found is None else steps[steps.index(found) + 1 :]:
             aside = newer.with_name(f"damaged_{newer.name}")
             shutil.rmtree(aside, ignore_errors=True)
             newer.rename(aside)
@@ -141,9 +139,9 @@ class CheckpointKeeper:
                 "checkpoint %s is called %s from now on, until the stage ends; it goes on from %s",
                 newer,
                 aside.name,
-                found.name,
+                "its start" if found is None else found.name,
             )
-        return found, self._best_on_disk()
+        return None if found is None else (found, self._best_on_disk())
 
     def _note(self, state: CheckpointState) -> None:
         """Remembers when was saved, and which was best."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from mmmoe import paths
@@ -93,7 +94,7 @@ def evaluation_folder(path: Path) -> Path:
 def comparison_table(rows: Sequence[ComparisonRow], first: str, second: str) -> Table:
     """Returns the comparison as a table for the terminal."""
     numbers = ("n", "first", "second", "differ-\nence", "95 % interval", "p", "first\nbetter", "second\nbetter")
-    table = names_and_numbers(f"{first} against {second}", "benchmark\n  metric", numbers)
+    table = names_and_numbers(escape(f"{first} against {second}"), "benchmark\n  metric", numbers)
     for row in rows:
         shown = [row.scale * number for number in (row.first, row.second, row.difference, row.low, row.high)]
         table.add_row(

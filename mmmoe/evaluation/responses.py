@@ -15,7 +15,7 @@ from mmmoe.log import logger
 
 RESPONSES = "responses"
 """Folder of all answers in a cache: one folder a model, in it JSON Lines, one file for each process at a time."""
-FORM = 2
+FORM = 3
 """Number of the way answers are made and named, generation included; those under another one are not found."""
 Response = str | float
 """Words that were generated, or the log-likelihood of a choice."""

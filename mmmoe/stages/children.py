@@ -80,7 +80,7 @@ def _wait(children: Sequence[Child], grace_s: float, stopping: Sequence[int]) ->
     Args:
         children: The processes.
         grace_s: What others are given when one fails.
-        stopping: Not empty once all were asked to stop; how they end then is no error.
+        stopping: Not empty once all were asked to stop; that the signal ends one then is no error.
     """
     failed_at: float | None = None
     asked: set[str] = set()
@@ -91,7 +91,7 @@ def _wait(children: Sequence[Child], grace_s: float, stopping: Sequence[int]) ->
         for child in children:
             if failed_at is None and child.process.poll() not in (None, 0):
                 failed_at, first = time.monotonic(), child.process.returncode
-                if first != STOPPED and not stopping:
+                if first != STOPPED and not (stopping and first == -signal.SIGTERM):
                     logger().error("%s %s%s", child.name, _how(first), child.last_words())
         for child in (child for child in children if failed_at is not None and child.is_running):
             seconds = time.monotonic() - (failed_at or 0.0)

@@ -51,13 +51,14 @@ def tell_found(folder: RunFolder, spec: RunSpec, world: int | None) -> Iterator[
         yield f"{before} processes before, {world} now: the same samples in the same order; sums differ by rounding"
     for line in changes(_last_spec(folder).model_dump(mode="json"), spec.model_dump(mode="json")):
         name = next((name for name in done if line.startswith(f"changed: stages.{name}.")), None)
-        yield line if name is None else f"{line} (no effect: stage {name} is done)"
+        has_effect = name is None or line.startswith(f"changed: stages.{name}.name: ")
+        yield line if has_effect else f"{line} (no effect: stage {name} is done)"
 
 
 def _last_spec(folder: RunFolder) -> RunSpec:
     """Returns what the last attempt went by."""
     try:
-        return folder.spec(folder.overrides())
+        return folder.spec(folder.overrides("resumed"))  # a launch that leads here stands in the ledger already
     except ValueError:  # they may name a file that is gone
         return folder.spec()
 

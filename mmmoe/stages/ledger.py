@@ -104,17 +104,19 @@ class RunFolder:
         """Returns all events; a last line cut short by a crash is left out."""
         return list(lines.read(self.path / LEDGER_FILE))
 
-    def overrides(self) -> list[str]:
-        """Returns the overrides of the last attempt."""
-        return next((event["overrides"] for event in reversed(self.events()) if event["event"] == "resumed"), [])
+    def overrides(self, *kinds: str) -> list[str]:
+        """Returns the overrides of the last event of some kinds; by default of the last start, sent off or resumed."""
+        kinds = kinds or ("resumed", "launched")
+        return next((e["overrides"] for e in reversed(self.events()) if e["event"] in kinds and "overrides" in e), [])
 
     def ended(self, status: int) -> None:
         """Notes that the run ended before its end, with an exit status, and tells how to go on."""
+        again = f"mmmoe resume {shlex.quote(str(self.path))}"
         with suppress(OSError):  # the disk may be what it ended by
-            if self.events()[-1]["event"] != "stopped":
+            again = self.again()
+            if [event["event"] for event in self.events()][-1:] != ["stopped"]:
                 self.record("ended", status=status)
-        text = f"the run stopped with status {status}; go on with: {self.again()}"
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(f"the run stopped with status {status}; go on with: {again}", soft_wrap=True, markup=False)
 
     def again(self, resume: str = "mmmoe resume") -> str:
         """Returns the command that goes on as the last attempt did: as it was last sent to nodes, else by `resume`."""

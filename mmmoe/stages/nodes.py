@@ -64,7 +64,13 @@ class Nodes:
         return processes(self.hosts)
 
     def check(self, spec: RunSpec, *, is_new: bool) -> None:
-        """Has nothing to refuse."""
+        """Refuses a folder that pdsh cannot name on other nodes, if it is asked for.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if is_new:
+            self._chosen(_Attempt(spec, RunFolder.next_path(spec).absolute(), [], self.hosts, "", 0))
 
     def reach(self) -> None:
         """Looks whether every node answers, all at once.
@@ -79,6 +85,7 @@ class Nodes:
             raise ValueError(
                 f"no answer by ssh from {', '.join(lost)}: `mmmoe doctor --hostfile {self.file}` tells why"
             )
+        address_of(self.hosts[0].name)
 
     def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
         """Yields what would be run, for a shell."""

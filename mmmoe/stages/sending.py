@@ -106,11 +106,12 @@ def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> i
         console.print(f"run folder: {folder.path}", soft_wrap=True)
     else:
         folder.lock().close()  # in use: told before anything starts; its first process takes it for good
-    folder.record("launched", way=type(way).__name__.lower(), world=world, option=way.option)
+    name = type(way).__name__.lower()
+    folder.record("launched", way=name, world=world, option=way.option, overrides=kept)
     try:
         status = way.start(spec, folder, kept)
     except ValueError as error:
-        raise ValueError(f"{error}\nthe run's folder is made; go on with: {folder.again()}") from error
+        raise ValueError(f"{error}\nthe run's folder is there; go on with: {folder.again()}") from error
     if status:
         folder.ended(status)
     return status

@@ -22,6 +22,8 @@ from mmmoe.stages.variables import shown, write_private
 SCRIPT, VARIABLES = "launch.sbatch", "slurm.env"
 VALUE = r"[\w@%+=:,./()\[\]*~-]*"
 """What a #SBATCH line keeps as it is."""
+NOT_A_RUN = ("help", "usage", "version", "test-only", "wrap", "array", "parsable")
+"""Options of sbatch that do something else, or the same run several times."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Slurm:
             ValueError: A word is no option, or has a value that a script cannot hold.
         """
         options = parse_options("--slurm", words, "nodes=2")
+        for name in options:
+            if name in NOT_A_RUN:
+                raise ValueError(f"--slurm {name}: with it sbatch starts no run; leave it out")
+        for name in ("nodes", "ntasks", "ntasks-per-node"):
+            if re.fullmatch("0+", options.get(name) or ""):
+                raise ValueError(f"--slurm {name}={options[name]}: a run needs at least 1")
         for name, value in options.items():
             if not re.fullmatch(VALUE, value or "", re.ASCII):
                 raise ValueError(f"--slurm {name}={value!r}: blanks, quotes and the like do not fit into #SBATCH lines")
@@ -62,7 +70,9 @@ class Slurm:
             done = _run(["sbatch", option, "--help"])
             if done.returncode:
                 said = _words(done.stderr)[0]
-                said = "needs a value, as --slurm nodes=2" if "-help" in said or "requires" in said else said
+                # An option that needs a value takes --help for it.
+                lacks = "=" not in option and not re.search("unrecognized|ambiguous", said)
+                said = "needs a value, as --slurm nodes=2" if lacks else said
                 problems.append(f"--slurm {option.removeprefix('--')}: {said}")
         if problems:
             raise ValueError("\n".join([*problems, "see `man sbatch` for its long options"]))

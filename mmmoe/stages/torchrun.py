@@ -21,6 +21,9 @@ from mmmoe.stages.options import as_options, parse_options
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import STOPPED
 
+NOT_A_RUN = ("help", "module", "no-python", "run-path", "print-completion")
+"""Options of torchrun that start something else."""
+
 
 @dataclass(frozen=True)
 class Torchrun:
@@ -40,7 +43,11 @@ class Torchrun:
         Raises:
             ValueError: A word is no option.
         """
-        return cls(parse_options("--torchrun", words, "nproc-per-node=8"))
+        options = parse_options("--torchrun", words, "nproc-per-node=8")
+        for name in options:
+            if name in NOT_A_RUN:
+                raise ValueError(f"--torchrun {name}: says what is started, and that is the run; leave it out")
+        return cls(options)
 
     def world(self, spec: RunSpec) -> int | None:
         """Returns the number of processes, None where torchrun decides it."""
@@ -55,7 +62,7 @@ class Torchrun:
                 asked for.
         """
         self._check_options()
-        if is_new and self.options.get("nnodes") not in (None, "1"):
+        if is_new and self.options.get("nnodes") not in (None, "1", "1:1"):
             raise ValueError(
                 f"--torchrun nnodes={self.options['nnodes']}: the command is given on every node, each would make a "
                 "run folder of its own; begin with torchrun itself, which makes one for all, `torchrun --nnodes ... "

@@ -196,6 +196,11 @@ def test_a_mistake_inside_a_family_names_the_files_own_keys(tmp_path):
 def test_what_a_file_that_cannot_be_read_would_have_held_is_not_asked_for(tmp_path, broken):
     if broken is not None:
         write(tmp_path, "gone.yaml", broken)
+    write(tmp_path, "empty.yaml", "# nothing\n")
+    (line,) = problems(write(tmp_path, "garden.yaml", "plant: {base: empty.yaml, family: tree}\n"), spec=Garden)
+    assert "plant.height: is missing" in line
+    (line,) = problems(write(tmp_path, "garden.yaml", "plant: {base: gone.yaml, height: 2}\n"), spec=Garden)
+    assert "gone.yaml" in line
     (line,) = problems(write(tmp_path, "garden.yaml", "plant: {base: gone.yaml}\n"), spec=Garden)
     assert "gone.yaml" in line
     line, other = problems(write(tmp_path, "tree.yaml", "base: gone.yaml\nfamily: tree\nheight: tall\n"), spec=Plant)

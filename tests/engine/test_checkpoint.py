@@ -142,3 +142,14 @@ def test_resume_puts_damaged_newer_checkpoints_aside_so_that_pruning_keeps_the_s
     checkpoint.write(tmp_path, CheckpointState(150), {"w": torch.ones(3)}, {})
     prune(tmp_path, 2)
     assert [path.name for path in all_steps(tmp_path)] == ["step_000100", "step_000150"]
+
+
+def test_where_every_checkpoint_is_damaged_new_ones_are_kept(tmp_path):
+    for step in (40, 60):
+        checkpoint.write(tmp_path, CheckpointState(step), {"w": torch.ones(3)}, {})
+        (tmp_path / f"step_{step:06d}" / "model.safetensors").write_bytes(b"damaged")
+    assert CheckpointKeeper(tmp_path, CheckpointSpec(keep=2)).resume(None) is None
+    checkpoint.write(tmp_path, CheckpointState(20), {"w": torch.ones(3)}, {})
+    prune(tmp_path, 2)
+    assert [path.name for path in all_steps(tmp_path)] == ["step_000020"]
+    assert sorted(path.name for path in tmp_path.glob("damaged_*")) == ["damaged_step_000040", "damaged_step_000060"]

@@ -62,6 +62,7 @@ def test_changes_are_those_since_the_last_attempt(folder):
     steps = [f"stages.{folder.spec().stages[0].name}.training.steps=200"]
     folder.record("resumed", overrides=["engine.kind=local"])
     folder.record("resumed", overrides=steps)
+    folder.record("launched", overrides=[])
     assert not any(line.startswith("changed") for line in told(folder, overrides=steps))
     before = folder.spec().stages[0].training.steps
     assert f"changed: {steps[0].partition('=')[0]}: 200 -> {before}" in told(folder)

@@ -97,7 +97,7 @@ def sbatch(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     text = """for word in "$@"; do case $word in
     --nodes=*|--help|launch.sbatch) ;;
-    --partition) echo "sbatch: option '--partition' requires an argument" >&2; exit 255 ;;
+    --partition) echo "sbatch: error: Batch script is empty!" >&2; exit 1 ;;
     *) echo "sbatch: unrecognized option '$word'" >&2; echo 'Try "sbatch --help"' >&2; exit 255 ;;
     esac; done
     [ "$1" != launch.sbatch ] || { echo "sbatch: error: no such partition" >&2; exit 1; }"""
@@ -119,7 +119,7 @@ def test_sbatch_is_asked_whether_it_takes_its_options_before_a_folder_is_made(tm
 def test_a_folder_that_was_made_for_nothing_is_told_with_the_way_on(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"launch\.sbatch was not submitted: no such partition\nthe run's folder is made; go on with:",
+        match=r"launch\.sbatch was not submitted: no such partition\nthe run's folder is there; go on with:",
     ):
         send(CONFIG, [f"runs={tmp_path}/runs"], Slurm.of(["nodes=2"]), only_print=False)
     assert (tmp_path / "runs/llava_mole_tiny/launch.sbatch").is_file()
@@ -157,3 +157,17 @@ def test_an_sbatch_without_slurm_is_as_good_as_none(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"sbatch finds no Slurm here \(no source\); submit the script where it works"):
         send(CONFIG, [f"runs={tmp_path}/runs"], Slurm.of(["nodes=2"]), only_print=False)
     assert (tmp_path / "runs/llava_mole_tiny/launch.sbatch").is_file()
+
+
+@pytest.mark.parametrize(
+    ("way", "words", "said"),
+    [
+        (Slurm, ["test-only"], "--slurm test-only: with it sbatch starts no run"),
+        (Slurm, ["nodes=0"], "--slurm nodes=0: a run needs at least 1"),
+        (Torchrun, ["no-python"], "--torchrun no-python: says what is started"),
+        (Torchrun, ["help"], "--torchrun help: says what is started"),
+    ],
+)
+def test_options_that_start_no_run_are_refused(way, words, said):
+    with pytest.raises(ValueError, match=said):
+        way.of(words)

@@ -101,3 +101,14 @@ def test_what_is_no_run_folder_is_told_with_what_may_be_meant(spec, tmp_path):
     for name, said in meant.items():
         with pytest.raises(ValueError, match=said):
             RunFolder.open(tmp_path / name)
+
+
+def test_a_ledger_that_cannot_be_read_takes_nothing_from_the_end(spec, tmp_path, monkeypatch, capsys):
+    folder = RunFolder.create(spec, tmp_path / "run")
+
+    def broken(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(RunFolder, "events", broken)
+    folder.ended(5)
+    assert f"status 5; go on with: mmmoe resume {folder.path}" in " ".join(capsys.readouterr().err.split())

@@ -287,5 +287,7 @@ def test_the_command_that_goes_on_is_that_of_the_last_start(tmp_path):
         folder.record("launched", option=way.option)
         folder.record("resumed", overrides=["a=1"], by="launcher")
         assert folder.again() == f"mmmoe launch {folder.path} a=1 {option}"
+    folder.record("launched", option="--torchrun nproc-per-node=2", overrides=["c=1"])
+    assert folder.again() == f"mmmoe launch {folder.path} c=1 --torchrun nproc-per-node=2"
     folder.record("resumed", overrides=["b=1"], by="resume")
     assert folder.again() == f"mmmoe resume {folder.path} b=1"

@@ -108,7 +108,8 @@ def test_disk_that_is_full_at_any_of_the_first_writes_of_a_resume_loses_nothing_
         assert INTACT in " ".join(said.split())
         kept = [event for event in events_of(run) if event["event"] != "padding"]
         assert kept[: len(before)] == before
-        written = [event["event"] for event in kept[len(before) :]]
+        # Where a page has room for a line more, the launcher notes the end as well.
+        written = [event["event"] for event in kept[len(before) :] if event["event"] != "ended"]
         assert written == ["resumed", "stage_started"][: len(written)]
         disk.make_room()
         warm.start("resume", run).finish()

@@ -218,7 +218,7 @@ def doctor(
     """Say what this machine, or each node of a hostfile, has, what is missing and what to do about it."""
     from mmmoe.stages.hostfile import read_hostfile
 
-    hosts = None if hostfile is None else read_hostfile(hostfile)
+    hosts = None if hostfile is None else read_hostfile(hostfile)  # before what follows, which loads torch
     from mmmoe.stages.doctor import findings, print_findings
     from mmmoe.stages.doctor_nodes import node_findings
 

@@ -52,10 +52,10 @@ def _line(tree: Tree, spec_type: type[Spec], route: Route, item: dict[str, Any])
         key = str(item["ctx"]["discriminator"]).strip("'")
         route, message = (*route, key), _of_tag(key, spec_type, item)
     elif item["type"] == "literal_error":
-        known = re.findall(r"'([^']*)'", str(item["ctx"]["expected"]))
-        if near := difflib.get_close_matches(str(item["input"]), known, n=1):
-            message = f"{message}; did you mean {near[0]!r}?"
         message = message if isinstance(item["input"], dict) else f"{message}, got {_shown(route, item['input'])}"
+        known = re.findall(r"'([^']*)'", str(item["ctx"]["expected"]))
+        near = difflib.get_close_matches(str(item["input"]), known, n=1)
+        message += f"; did you mean {near[0]!r}?" if near else ""
     elif not isinstance(item["input"], dict | list):
         message = f"{message}, got {_shown(route, item['input'])}"
     return f"{tree.mark(route)}: {_by_name(tree.data, route) or '(file)'}: {message}"

@@ -39,18 +39,20 @@ class MetricsFile:
         """Returns all whole lines; one that a kill cut short is left out."""
         return list(lines.read(self._path))
 
-    def truncate_after(self, step: int) -> None:
-        """Keeps the rows with `step` at most this; the steps after it are about to be done again."""
+    def truncate_after(self, step: int) -> int:
+        """Keeps the rows with `step` at most this; returns how many rows, of steps to be done again, went."""
         self.close()
         if not self._path.is_file():
-            return
-        kept = [row for row in self.read() if int(row["step"]) <= step]
+            return 0
+        rows = self.read()
+        kept = [row for row in rows if int(row["step"]) <= step]
         draft = self._path.with_name(f".{self._path.name}.writing")
         with draft.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in kept)
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(self._path)
+        return len(rows) - len(kept)
 
     def close(self) -> None:
         """Closes the file; the next append opens it again."""

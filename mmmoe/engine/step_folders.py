@@ -23,12 +23,6 @@ def all_steps(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def last_step(folder: Path) -> int:
-    """Returns the number of steps of the newest checkpoint, unverified; 0 where there is none."""
-    steps = all_steps(folder)
-    return int(steps[-1].name.rpartition("_")[2]) if steps else 0
-
-
 def prune(folder: Path, keep: int, is_kept: Callable[[int], bool] = lambda step: False) -> list[Path]:
     """Removes checkpoints and what interrupted writes left; returns what went.
 

@@ -25,7 +25,7 @@ from mmmoe.evaluation.questions import Question
 from mmmoe.evaluation.responses import Response, Responses, key_of
 from mmmoe.evaluation.sequences import Row, empty, length_of, padded, turns_of
 from mmmoe.log import logger
-from mmmoe.models.generation import NO_NUMBERS
+from mmmoe.models.generation import words_of
 
 T = TypeVar("T")
 TaskRule = Callable[[str, bool], int]
@@ -203,10 +203,7 @@ class Subject:
         )
         if self.in_step:
             ids = [list(takewhile(lambda token: token != end, answer)) for answer in ids]
-        return [
-            None if answer == NO_NUMBERS else tokenizer.decode(answer, skip_special_tokens=True).strip()
-            for answer in ids
-        ]
+        return [words_of(tokenizer, answer) for answer in ids]
 
     def _answers(
         self,

@@ -16,6 +16,11 @@ NO_NUMBERS = [-1]
 """The continuation of a row whose logits held a NaN: no token has that id, and no token is the most probable one."""
 
 
+def words_of(tokenizer: Any, ids: list[int]) -> str | None:
+    """Returns a continuation as words, special tokens removed; None where there were no numbers."""
+    return None if ids == NO_NUMBERS else str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
 def greedy(
     language: Any,
     head: Callable[[Tensor], Tensor],

@@ -1,11 +1,13 @@
-"""What a run folder holds when a run goes on: what is done, where it goes on, and what is not as it was."""
+"""What is told of a run that goes on (what is done, where it goes on, what is not as it was) or ends before its end."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from mmmoe.engine.step_folders import last_step
+from mmmoe.engine.step_folders import all_steps
 from mmmoe.log import console
 from mmmoe.stages.ledger import STOP_FILE, RunFolder
 from mmmoe.stages.spec import RunSpec, StageSpec
@@ -27,6 +29,16 @@ def go_on(spec: RunSpec, folder: RunFolder, overrides: list[str], world: int | N
     folder.record("resumed", overrides=overrides, by=by)
 
 
+def tell_end(folder: RunFolder, status: int) -> None:
+    """Notes in the ledger that a run ended before its end, with an exit status, and tells how to go on."""
+    again = shlex.join(["mmmoe", "resume", str(folder.path)])
+    with suppress(OSError):  # the disk may be what it ended by
+        again = folder.again()
+        if [event["event"] for event in folder.events()][-1:] != ["stopped"]:
+            folder.record("ended", status=status)
+    console.print(f"the run stopped with status {status}; go on with: {again}", soft_wrap=True, markup=False)
+
+
 def tell_found(folder: RunFolder, spec: RunSpec, world: int | None) -> Iterator[str]:
     """Yields lines for whoever resumes a run.
 
@@ -35,12 +47,12 @@ def tell_found(folder: RunFolder, spec: RunSpec, world: int | None) -> Iterator[
         spec: As it goes on, with overrides.
         world: Number of processes from now on, None if that is not known.
     """
-    done = folder.done()
+    done, events = folder.done(), folder.events()
     todo = [stage.name for stage in spec.stages if stage.name not in done]
-    is_over = any(event["event"] == "finished" for event in folder.events())
+    is_over = any(event["event"] == "finished" for event in events)
     rest = "the report" if is_over or spec.evaluation is None else "evaluation and report"
     yield f"{folder.path}: done: {', '.join(done) or 'nothing'}; to do: {', '.join(todo) or rest}"
-    begun = [event for event in folder.events() if event["event"] == "stage_started"]
+    begun = [event for event in events if event["event"] == "stage_started"]
     if todo and not begun:
         yield f"begins with stage {todo[0]}"
     elif todo:
@@ -64,11 +76,11 @@ def _last_spec(folder: RunFolder) -> RunSpec:
 
 
 def _place(folder: RunFolder, stage: StageSpec) -> str:
-    step = last_step(folder.stage(stage.name) / "checkpoints")
-    if not step:
+    steps = all_steps(folder.stage(stage.name) / "checkpoints")
+    if not steps:
         return "from its start: it has no checkpoint"
     total = "" if stage.training.steps is None else f" of {stage.training.steps}"
-    return f"after step {step}{total}, if its newest checkpoint is sound"
+    return f"after step {int(steps[-1].name.rpartition('_')[2])}{total}, if its newest checkpoint is sound"
 
 
 def changes(before: Any, after: Any, route: str = "") -> Iterator[str]:

@@ -22,7 +22,7 @@ from mmmoe.data.sample_column import ColumnPart, Numbers, SampleColumn
 from mmmoe.data.template import Template
 from mmmoe.evaluation.routing import ANSWER_TOKENS
 from mmmoe.log import console
-from mmmoe.models.generation import NO_NUMBERS
+from mmmoe.models.generation import words_of
 from mmmoe.models.spliced import SplicedModel
 
 BATCH = 32
@@ -55,13 +55,9 @@ def experts_named_by(guide: RoutedImages, template: Template) -> Ask:
             eos_id=tokenizer.eos_token_id,
             pad_id=template.pad_id,
         )
-        named = [
-            math.nan
-            if answer == NO_NUMBERS
-            else number_of(guide.read(tokenizer.decode(answer, skip_special_tokens=True).strip()))
-            for answer in answers
-        ]
-        return torch.tensor(named, dtype=torch.float64)
+        said = [words_of(tokenizer, answer) for answer in answers]
+        numbers = [math.nan if words is None else number_of(guide.read(words)) for words in said]
+        return torch.tensor(numbers, dtype=torch.float64)
 
     return ask
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from mmmoe import lines, paths
 from mmmoe.config.load import dump, load
-from mmmoe.log import console
 from mmmoe.stages.lock import FolderLock
 from mmmoe.stages.spec import RunSpec
 
@@ -108,15 +107,6 @@ class RunFolder:
         """Returns the overrides of the last event of some kinds; by default of the last start, sent off or resumed."""
         kinds = kinds or ("resumed", "launched")
         return next((e["overrides"] for e in reversed(self.events()) if e["event"] in kinds and "overrides" in e), [])
-
-    def ended(self, status: int) -> None:
-        """Notes that the run ended before its end, with an exit status, and tells how to go on."""
-        again = f"mmmoe resume {shlex.quote(str(self.path))}"
-        with suppress(OSError):  # the disk may be what it ended by
-            again = self.again()
-            if [event["event"] for event in self.events()][-1:] != ["stopped"]:
-                self.record("ended", status=status)
-        console.print(f"the run stopped with status {status}; go on with: {again}", soft_wrap=True, markup=False)
 
     def again(self, resume: str = "mmmoe resume") -> str:
         """Returns the command that goes on as the last attempt did: as it was last sent to nodes, else by `resume`."""

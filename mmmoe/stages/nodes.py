@@ -63,14 +63,13 @@ class Nodes:
         """Returns the number of processes."""
         return processes(self.hosts)
 
-    def check(self, spec: RunSpec, *, is_new: bool) -> None:
-        """Refuses a folder that pdsh cannot name on other nodes, if it is asked for.
+    def check(self, spec: RunSpec, path: Path, overrides: list[str], *, is_new: bool) -> None:
+        """Refuses words that pdsh cannot hand to other nodes, if it is asked for.
 
         Raises:
             ValueError: It cannot.
         """
-        if is_new:
-            self._chosen(_Attempt(spec, RunFolder.next_path(spec).absolute(), [], self.hosts, "", 0))
+        self._chosen(_Attempt(spec, path, overrides, self.hosts, "", 0))
 
     def reach(self) -> None:
         """Looks whether every node answers, all at once.
@@ -78,14 +77,13 @@ class Nodes:
         Raises:
             ValueError: naming those that do not.
         """
-        with ThreadPoolExecutor(len(self.hosts)) as pool:
-            found = list(pool.map(lambda host: answers(host.name), self.hosts))
-        lost = [host.name for host, is_there in zip(self.hosts, found, strict=True) if not is_there]
+        there = _answering(self.hosts)
+        lost = [host.name for host in self.hosts if host not in there]
         if lost:
             raise ValueError(
                 f"no answer by ssh from {', '.join(lost)}: `mmmoe doctor --hostfile {self.file}` tells why"
             )
-        address_of(self.hosts[0].name)
+        address_of(self.hosts[0].name)  # asked again at each start: without this node another one is the first
 
     def show(self, spec: RunSpec, folder: Path, overrides: list[str]) -> Iterator[str]:
         """Yields what would be run, for a shell."""
@@ -119,7 +117,7 @@ class Nodes:
             return STOPPED if last == "stopped" else status
 
         def may_go_on() -> bool:
-            remaining[:] = [host for host in self.hosts if answers(host.name)]
+            remaining[:] = _answering(self.hosts)
             return _is_enough(spec, self.hosts, remaining)
 
         return with_restarts(spec.engine.restarts, folder, once, may_go_on)
@@ -206,6 +204,13 @@ def _node(name: str, command: list[str], given: bytes) -> Child:
         process.stdin.write(given)
         process.stdin.flush()
     return Child(f"node {name}", process, process.stdin.close)  # the node stops when its standard input ends
+
+
+def _answering(hosts: Sequence[Host]) -> list[Host]:
+    """Returns the nodes that can be reached, all asked at once."""
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        found = list(pool.map(lambda host: answers(host.name), hosts))
+    return [host for host, is_there in zip(hosts, found, strict=True) if is_there]
 
 
 def _port(spec: RunSpec, attempts: int) -> int:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mmmoe.config.load import load
 from mmmoe.log import console
+from mmmoe.stages.found import tell_end
 from mmmoe.stages.hostfile import Launcher
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.nodes import Nodes
@@ -32,12 +33,14 @@ class Way(Protocol):
     def world(self, spec: RunSpec) -> int | None:
         """Returns the number of processes, None if that is known later."""
 
-    def check(self, spec: RunSpec, *, is_new: bool) -> None:
+    def check(self, spec: RunSpec, path: Path, overrides: list[str], *, is_new: bool) -> None:
         """Refuses what cannot work so.
 
         Args:
             spec: The run's.
-            is_new: It has no folder yet.
+            path: Its folder's, whole.
+            overrides: What it is to go on with.
+            is_new: The folder is not made yet.
 
         Raises:
             ValueError: What is declared does not go together, or the program that is to start the run says so.
@@ -89,11 +92,11 @@ def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> i
     """
     folder = RunFolder.open(target) if target.is_dir() else None
     spec = load(target, RunSpec, overrides) if folder is None else folder.spec(overrides)
-    way.check(spec, is_new=folder is None)
-    world = way.world(spec)
-    preflight(_at(spec, world))
     path = (RunFolder.next_path(spec) if folder is None else folder.path).absolute()
     kept = [] if folder is None else overrides  # a new folder's declaration has them already
+    way.check(spec, path, kept, is_new=folder is None)
+    world = way.world(spec)
+    preflight(_at(spec, world))
     if only_print:
         for line in way.show(spec, path, kept):
             sys.stdout.write(f"{line}\n")
@@ -113,7 +116,7 @@ def send(target: Path, overrides: list[str], way: Way, *, only_print: bool) -> i
     except ValueError as error:
         raise ValueError(f"{error}\nthe run's folder is there; go on with: {folder.again()}") from error
     if status:
-        folder.ended(status)
+        tell_end(folder, status)
     return status
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from mmmoe import env
 from mmmoe.log import console
 from mmmoe.stages.ledger import STOP_FILE, RunFolder
-from mmmoe.stages.options import as_options, parse_options
+from mmmoe.stages.options import as_given, long_options, parse_options
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import FINAL, STOPPED
 from mmmoe.stages.variables import shown, write_private
@@ -35,7 +35,7 @@ class Slurm:
     @property
     def option(self) -> str:
         """Returns what asks for it."""
-        return as_options("--slurm", self.options)
+        return as_given("--slurm", self.options)
 
     @classmethod
     def of(cls, words: list[str]) -> Slurm:
@@ -44,10 +44,7 @@ class Slurm:
         Raises:
             ValueError: A word is no option, or has a value that a script cannot hold.
         """
-        options = parse_options("--slurm", words, "nodes=2")
-        for name in options:
-            if name in NOT_A_RUN:
-                raise ValueError(f"--slurm {name}: with it sbatch starts no run; leave it out")
+        options = parse_options("--slurm", words, "nodes=2", NOT_A_RUN)
         for name in ("nodes", "ntasks", "ntasks-per-node"):
             if re.fullmatch("0+", options.get(name) or ""):
                 raise ValueError(f"--slurm {name}={options[name]}: a run needs at least 1")
@@ -56,7 +53,7 @@ class Slurm:
                 raise ValueError(f"--slurm {name}={value!r}: blanks, quotes and the like do not fit into #SBATCH lines")
         return cls(options)
 
-    def check(self, spec: RunSpec, *, is_new: bool) -> None:
+    def check(self, spec: RunSpec, path: Path, overrides: list[str], *, is_new: bool) -> None:
         """Asks sbatch, where it works, whether it knows the options and can read their values.
 
         Raises:
@@ -65,7 +62,7 @@ class Slurm:
         if no_sbatch() is not None:
             return
         problems = []
-        for option in _given(self.options):
+        for option in long_options(self.options):
             # With --help behind it the option is read, and nothing is sent to anybody.
             done = _run(["sbatch", option, "--help"])
             if done.returncode:
@@ -101,7 +98,7 @@ class Slurm:
         own |= {} if "ntasks" in self.options else {"ntasks-per-node": self._each(spec)}
         # TERM comes 120 s before the end of the time, to the processes and not to this script.
         own |= {"output": "logs/slurm-%j.out", "open-mode": "append", "signal": "TERM@120", "requeue": None}
-        lines = [f"#SBATCH {option}" for option in _given({**own, **self.options})]
+        lines = [f"#SBATCH {option}" for option in long_options({**own, **self.options})]
         threads = spec.engine.threads
         threads_word = str(threads) if threads else '"${SLURM_CPUS_PER_TASK:-1}"'
         final = "|".join(str(status) for status in FINAL if status != STOPPED)
@@ -177,8 +174,3 @@ def _words(said: str) -> list[str]:
     """Returns what sbatch says went wrong, line by line, without its own name."""
     lines = [re.sub(r"^sbatch: (error: |fatal: )?", "", line) for line in said.strip().splitlines()]
     return lines or ["it does not say why"]
-
-
-def _given(options: dict[str, str | None]) -> list[str]:
-    """Returns options as sbatch takes them."""
-    return [f"--{name}" + ("" if value is None else f"={value}") for name, value in options.items()]

@@ -11,7 +11,6 @@ from mmmoe.engine.faults import FaultRule, History
 from mmmoe.engine.groups import freeze
 from mmmoe.engine.loop import fit
 from mmmoe.engine.metrics import MetricsFile
-from mmmoe.engine.step_folders import last_step
 from mmmoe.engine.stop import StopRequest
 from mmmoe.log import logger
 from mmmoe.models.keys import canonical
@@ -59,17 +58,14 @@ def run_stage(
     source = draw(run, stage, model, folder, parts)
     engine = build_engine(model, run.engine, training, canonical, experts)
     saver = StageSaver(Origin(run, stage, start_model, heritage, parts), engine, here, experts)
-    reached = last_step(here / "checkpoints")
     start = saver.restore(steps)
-    again = max(0, reached - start)
 
     metrics = MetricsFile(here / "metrics.jsonl") if env.rank() == 0 else None
     if metrics is not None:
-        metrics.truncate_after(start)
-        told = {"again": again} if again else {}
-        folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=env.world_size(), **told)
+        again = metrics.truncate_after(start)
+        folder.record("stage_started", stage=stage.name, step=start, steps=steps, world=env.world_size(), again=again)
         if again:
-            logger().warning("stage %s: %d steps are done again, from step %d", stage.name, again, start)
+            logger().info("stage %s: %d steps are done again, from step %d", stage.name, again, start)
     rows = metrics.read() if metrics is not None else None
     watch = RouterWatch(stage.name, steps, rows or [])
     key = f"stages.{stage.name}.training"

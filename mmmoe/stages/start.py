@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmmoe import env
 from mmmoe.log import console
-from mmmoe.stages.found import go_on
+from mmmoe.stages.found import go_on, tell_end
 from mmmoe.stages.launch import launch
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.restart import with_restarts
@@ -67,5 +67,5 @@ def carry_out(spec: RunSpec, folder: RunFolder, overrides: list[str] | None = No
 
             console.print(f"report: {write_report(folder.path)}", soft_wrap=True)
         else:
-            folder.ended(status)
+            tell_end(folder, status)
     return status

@@ -12,12 +12,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.distributed.run import get_args_parser
-
 from mmmoe import env
 from mmmoe.stages.children import Child, wait_for
 from mmmoe.stages.ledger import RunFolder
-from mmmoe.stages.options import as_options, parse_options
+from mmmoe.stages.options import as_given, long_options, parse_options
 from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.status import STOPPED
 
@@ -34,7 +32,7 @@ class Torchrun:
     @property
     def option(self) -> str:
         """Returns what asks for it."""
-        return as_options("--torchrun", self.options)
+        return as_given("--torchrun", self.options)
 
     @classmethod
     def of(cls, words: list[str]) -> Torchrun:
@@ -43,18 +41,14 @@ class Torchrun:
         Raises:
             ValueError: A word is no option.
         """
-        options = parse_options("--torchrun", words, "nproc-per-node=8")
-        for name in options:
-            if name in NOT_A_RUN:
-                raise ValueError(f"--torchrun {name}: says what is started, and that is the run; leave it out")
-        return cls(options)
+        return cls(parse_options("--torchrun", words, "nproc-per-node=8", NOT_A_RUN))
 
     def world(self, spec: RunSpec) -> int | None:
         """Returns the number of processes, None where torchrun decides it."""
         nodes, each = (self.options.get(name) or "1" for name in ("nnodes", "nproc-per-node"))
         return int(nodes) * int(each) if nodes.isdecimal() and each.isdecimal() else None
 
-    def check(self, spec: RunSpec, *, is_new: bool) -> None:
+    def check(self, spec: RunSpec, path: Path, overrides: list[str], *, is_new: bool) -> None:
         """Refuses what torchrun cannot do.
 
         Raises:
@@ -77,11 +71,13 @@ class Torchrun:
 
     def _check_options(self) -> None:
         """Asks torchrun's own parser; it leaves the numbers of nodes and processes to the start."""
+        from torch.distributed.run import get_args_parser
+
         said, parser = io.StringIO(), get_args_parser()
         parser.allow_abbrev = False  # `world` reads the options by their whole names
         try:
             with redirect_stderr(said), redirect_stdout(said):
-                given = parser.parse_args([*self._given(), "script"])
+                given = parser.parse_args([*long_options(self.options), "script"])
         except SystemExit:
             last = (said.getvalue().strip().splitlines() or ["not taken"])[-1]
             raise ValueError(f"--torchrun: {last.rpartition('error: ')[2]}; see `torchrun --help`") from None
@@ -95,13 +91,10 @@ class Torchrun:
     def reach(self) -> None:
         """Has nothing to look at: torchrun is here."""
 
-    def _given(self) -> list[str]:
-        return [f"--{name}" + ("" if value is None else f"={value}") for name, value in self.options.items()]
-
     def command(self, folder: Path, overrides: list[str]) -> list[str]:
         """Returns the command: what torchrun starts goes on with the run."""
         return [
-            *(sys.executable, "-m", "torch.distributed.run", *self._given()),
+            *(sys.executable, "-m", "torch.distributed.run", *long_options(self.options)),
             *("-m", "mmmoe.cli", "resume", str(folder), *overrides),
         ]
 

@@ -6,7 +6,6 @@ import pytest
 
 from mmmoe.config.load import load
 from mmmoe.paths import project_root
-from mmmoe.stages import sending as module
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.sending import send
 from mmmoe.stages.slurm import Slurm
@@ -14,17 +13,6 @@ from mmmoe.stages.spec import RunSpec
 from mmmoe.stages.torchrun import Torchrun
 
 CONFIG = project_root() / "configs/llava_mole_tiny.yaml"
-
-
-@pytest.fixture
-def spec():
-    return load(CONFIG, RunSpec, ["engine.threads=3", "engine.restarts=2"])
-
-
-@pytest.fixture
-def sound(monkeypatch):
-    """Takes every configuration for sound: the demo's data need not be there."""
-    monkeypatch.setattr(module, "preflight", lambda spec: None)
 
 
 def test_slurm_has_a_task_for_each_gpu(spec, tmp_path):
@@ -81,14 +69,14 @@ def test_what_torchrun_cannot_do_is_told_before_a_folder_is_made(tmp_path, words
         (["nproc-per-node=2", "standalone=yes"], "--torchrun: .*standalone.*'yes'"),
     ],
 )
-def test_torchrun_is_asked_whether_it_takes_its_options(spec, words, said):
+def test_torchrun_is_asked_whether_it_takes_its_options(spec, tmp_path, words, said):
     with pytest.raises(ValueError, match=said):
-        Torchrun.of(words).check(spec, is_new=False)
+        Torchrun.of(words).check(spec, tmp_path, [], is_new=False)
 
 
 @pytest.mark.parametrize("words", [["nproc-per-node=gpu"], ["nnodes=1:4", "standalone"], ["rdzv-endpoint=a:29500"]])
-def test_torchruns_own_options_are_taken(words):
-    Torchrun.of(words).check(load(CONFIG, RunSpec), is_new=False)
+def test_torchruns_own_options_are_taken(tmp_path, words):
+    Torchrun.of(words).check(load(CONFIG, RunSpec), tmp_path, [], is_new=False)
 
 
 @pytest.fixture
@@ -109,7 +97,7 @@ def sbatch(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("sound", "sbatch")
 def test_sbatch_is_asked_whether_it_takes_its_options_before_a_folder_is_made(tmp_path):
     with pytest.raises(ValueError, match="--slurm partition: needs a value"):
-        Slurm.of(["partition"]).check(load(CONFIG, RunSpec), is_new=True)
+        Slurm.of(["partition"]).check(load(CONFIG, RunSpec), tmp_path, [], is_new=True)
     with pytest.raises(ValueError, match="--slurm nodez=2: unrecognized option '--nodez=2'"):
         send(CONFIG, [f"runs={tmp_path}/runs"], Slurm.of(["nodez=2"]), only_print=False)
     assert not (tmp_path / "runs").exists()
@@ -162,10 +150,10 @@ def test_an_sbatch_without_slurm_is_as_good_as_none(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("way", "words", "said"),
     [
-        (Slurm, ["test-only"], "--slurm test-only: with it sbatch starts no run"),
+        (Slurm, ["test-only"], "--slurm test-only: with it something else than the run is started"),
         (Slurm, ["nodes=0"], "--slurm nodes=0: a run needs at least 1"),
-        (Torchrun, ["no-python"], "--torchrun no-python: says what is started"),
-        (Torchrun, ["help"], "--torchrun help: says what is started"),
+        (Torchrun, ["no-python"], "--torchrun no-python: with it something else"),
+        (Torchrun, ["help"], "--torchrun help: with it something else"),
     ],
 )
 def test_options_that_start_no_run_are_refused(way, words, said):

@@ -9,6 +9,7 @@ import pytest
 from mmmoe.config.load import load
 from mmmoe.paths import project_root
 from mmmoe.stages import ledger as module
+from mmmoe.stages.found import tell_end
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.spec import RunSpec
 
@@ -110,5 +111,5 @@ def test_a_ledger_that_cannot_be_read_takes_nothing_from_the_end(spec, tmp_path,
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(RunFolder, "events", broken)
-    folder.ended(5)
+    tell_end(folder, 5)
     assert f"status 5; go on with: mmmoe resume {folder.path}" in " ".join(capsys.readouterr().err.split())

@@ -14,7 +14,6 @@ from remote_toy import make_ssh
 from mmmoe.config.load import load
 from mmmoe.paths import project_root
 from mmmoe.stages import nodes as nodes_module
-from mmmoe.stages import sending as module
 from mmmoe.stages.hostfile import Host, Launcher
 from mmmoe.stages.ledger import RunFolder
 from mmmoe.stages.nodes import Nodes
@@ -27,17 +26,6 @@ from mmmoe.stages.torchrun import Torchrun
 CONFIG = project_root() / "configs/llava_mole_tiny.yaml"
 TWO = [Host("10.0.0.1", 2), Host("10.0.0.2", 4)]
 HOSTILE = "runs/a b; touch HURT $(touch HURT) `touch HURT` 'x' %h"
-
-
-@pytest.fixture
-def spec():
-    return load(CONFIG, RunSpec, ["engine.threads=3", "engine.restarts=2"])
-
-
-@pytest.fixture
-def sound(monkeypatch):
-    """Takes every configuration for sound: the demo's data need not be there."""
-    monkeypatch.setattr(module, "preflight", lambda spec: None)
 
 
 @pytest.fixture

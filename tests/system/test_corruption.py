@@ -122,5 +122,5 @@ def test_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(proj
     assert "is damaged and is passed over" in said
     lost = int(newer.name[5:]) - int(older.name[5:])
     assert f"stage mole: {lost} steps are done again, from step {int(older.name[5:])}" in said
-    assert [event["again"] for event in events_of(run) if "again" in event] == [lost]
+    assert [event["again"] for event in events_of(run) if event.get("again")] == [lost]
     check_same(run, whole)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmmoe.models.generation import NO_NUMBERS
+from mmmoe.models.generation import NO_NUMBER
 from mmmoe.models.splice import Splice
 
 
@@ -22,8 +22,8 @@ class _Row:
     """Mean log-likelihood of a token, the end among them, and the tokens without the end."""
     is_done: bool = False
     """Nothing is filed any more, so that a row's answer does not depend on how long others take."""
-    is_broken: bool = False
-    """Its logits held a NaN before it was done."""
+    broken: list[int] | None = None
+    """What was said until its logits held a NaN, if they did before it was done."""
 
     def best(self) -> float:
         """Returns the likelihood of the best, -inf where nothing is finished."""
@@ -43,8 +43,8 @@ def beam_search(
 
     With one beam it is the greedy one. Rows do not depend on one another. As in transformers a continuation ends only
     where that is among the likeliest `beams`. A repetition penalty p divides positive logits of tokens that a
-    continuation has already, and multiplies negative ones (CTRL, arXiv 1909.05858). A row whose logits hold a NaN gets
-    `NO_NUMBERS`.
+    continuation has already, and multiplies negative ones (CTRL, arXiv 1909.05858). A row whose logits hold a NaN
+    before it is done ends there, with `NO_NUMBER`.
     """
     decoder, embed = language.get_decoder(), language.get_input_embeddings()
     batch, device = len(prompt.mask_BT), prompt.mask_BT.device
@@ -107,7 +107,7 @@ def _kept(
         going: list[tuple[int, int, float]] = []
         found = list(zip(best_BC[number].tolist(), place_BC[number].tolist(), strict=True))
         if not row.is_done and math.isnan(found[0][0]):  # it counts as the largest
-            row.is_broken = row.is_done = True
+            row.broken, row.is_done = [*tokens_NL[number * beams].tolist(), NO_NUMBER], True
         for rank, (score, place) in enumerate(found):
             beam, token = divmod(place, vocabulary)
             if score == float("-inf"):
@@ -152,8 +152,8 @@ def _is_done(row: _Row, going: float, length: int) -> bool:
 
 def _answer(row: _Row, number: int, score_BK: Tensor, tokens_NL: Tensor, beams: int) -> list[int]:
     """Returns the best that ended; what goes on counts only where nothing did."""
-    if row.is_broken:
-        return NO_NUMBERS
+    if row.broken is not None:
+        return row.broken
     if row.ended:
         return max(row.ended)[1]
     best = int(score_BK[number].argmax())

@@ -24,7 +24,7 @@ from mmmoe.evaluation.scores import read_scores
 from mmmoe.evaluation.sequences import Row, length_of
 from mmmoe.evaluation.spec import BenchmarkSpec, DrawingSpec, EvaluationSpec
 from mmmoe.evaluation.table import score_table
-from mmmoe.models.generation import NO_NUMBERS
+from mmmoe.models.generation import NO_NUMBER
 
 ROOM = 30
 SHADES = [3, 9, 5, 12, 7]
@@ -210,7 +210,7 @@ def test_a_question_of_which_the_model_says_nan_is_no_answer_and_is_asked_again(
 
     def generate(input_ids_BT, *given, **more):
         said = words(input_ids_BT, *given, **more)
-        return [NO_NUMBERS if text == [ord("5")] else text for text in said]
+        return [[NO_NUMBER] if text == [ord("5")] else text for text in said]
 
     model.generate = generate
     model.cost = lambda previous, token, shade: math.nan if int(shade) == 5 else costs(previous, token, shade)

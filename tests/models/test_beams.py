@@ -10,7 +10,7 @@ import torch
 from models_toy import randomise, toy_model
 
 from mmmoe.models.beams import beam_search
-from mmmoe.models.generation import NO_NUMBERS
+from mmmoe.models.generation import NO_NUMBER, words_of
 
 STOPS = frozenset([2])
 
@@ -136,7 +136,7 @@ def test_an_answer_has_no_end_in_it_and_a_penalty_keeps_it_from_repeating(model)
 @torch.no_grad()
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("begins", [0, 2], ids=["at once", "later"])
-def test_a_row_whose_logits_hold_a_nan_gets_no_numbers_and_the_others_theirs(model, beams, begins):
+def test_a_row_whose_logits_hold_a_nan_ends_there_and_the_others_as_ever(model, beams, begins):
     ids = torch.tensor([[0, 0, 5, 6, 7], [0, 0, 0, 8, 9], [10, 11, 12, 13, 4]])
     mask, calls = ids > 0, []
 
@@ -152,7 +152,10 @@ def test_a_row_whose_logits_hold_a_nan_gets_no_numbers_and_the_others_theirs(mod
     sound = answers()
     assert len(sound[1]) > begins, "row 1 is not done before"
     with model.head.register_forward_hook(spoil):
-        assert answers() == [sound[0], NO_NUMBERS, sound[2]]
+        first, broken, last = answers()
+    assert (first, last) == (sound[0], sound[2])
+    assert (len(broken), broken[-1]) == (begins + 1, NO_NUMBER)
+    assert words_of(None, broken) is None
 
 
 @torch.no_grad()
@@ -175,3 +178,7 @@ def test_a_nan_after_its_end_is_none_of_a_rows_business(model):
 
     with model.head.register_forward_hook(spoil):
         assert answers(stop) == sound
+    calls.clear()
+    with model.head.register_forward_hook(spoil):  # who runs on behind an end sees it there
+        _, beyond = answers(None)
+    assert beyond == [stop, NO_NUMBER]

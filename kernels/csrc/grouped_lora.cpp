@@ -87,10 +87,10 @@ int expand(const T *base_NW, const T *z_SR, const T *m, T *out_NW, const Sizes &
         const int64_t from = t * tile, to = std::min(s.N, from + tile);
         for (int64_t n = from; n < to; n++) {
           T *out = out_NW + n * s.W + w;
-          if (base_NW)
-            std::copy_n(base_NW + n * s.W + w, width, out);
-          else
+          if (!base_NW)
             std::fill_n(out, width, T{0});
+          else if (base_NW != out_NW)
+            std::copy_n(base_NW + n * s.W + w, width, out);
         }
         for (int64_t e = 0; e < s.E; e++) {
           const int64_t begin = s.first(e, from), end = s.first(e, to);
@@ -149,7 +149,7 @@ EXPORT int mmmoe_lora_shrink(const void *rows, const void *m, const int64_t *ord
   });
 }
 
-// No base (a null pointer) stands for zeros.
+// No base (a null pointer) stands for zeros; `out` may be the base.
 EXPORT int mmmoe_lora_expand(const void *base, const void *z, const void *m, const int64_t *order,
                              const int64_t *offset, void *out, int64_t N, int64_t K, int64_t E, int64_t R, int64_t W,
                              int64_t is_wide_first, int64_t type, void *) {

@@ -109,8 +109,8 @@ constexpr int kTurn = 64;  // slots whose z is brought to shared memory at a tim
 // grid: (columns / 128, tokens / 64), 128 threads: nobody else touches a thread's column of sums
 template <class T>
 __global__ void __launch_bounds__(kColumns)
-expand(const T *__restrict__ base, const float *__restrict__ z, Factor<T> factor, const int64_t *__restrict__ order,
-       const int64_t *__restrict__ offset, T *__restrict__ out, int64_t N, int K, int E) {
+expand(const T *base, const float *__restrict__ z, Factor<T> factor, const int64_t *__restrict__ order,
+       const int64_t *__restrict__ offset, T *out, int64_t N, int K, int E) {
   __shared__ float total[kTokens][kColumns];
   __shared__ __align__(16) float z_turn[kTurn][kChunk];
   __shared__ int token_of[kTurn];
@@ -214,7 +214,7 @@ EXPORT int mmmoe_lora_shrink(const void *rows, const void *m, const int64_t *ord
   });
 }
 
-// No base (a null pointer) stands for zeros.
+// No base (a null pointer) stands for zeros; `out` may be the base.
 EXPORT int mmmoe_lora_expand(const void *base, const float *z, const void *m, const int64_t *order,
                              const int64_t *offset, void *out, int64_t N, int64_t K, int64_t E, int64_t R, int64_t W,
                              int64_t is_wide_first, int64_t type, void *raw_stream) {

@@ -7,30 +7,33 @@
 // taken before the frozen down projection, which is linear, so that one is done once a token. Nothing of size S * F is
 // ever kept: the backward computes h anew from c.
 //
-//   c_gate, c_up, U (N, F)   Bg, Bu (E, F, R)   Ad (E, R, F)   zg, zu, zd (S, R)   gate (S)
+//   c_gate, c_up (N, F)   Bg, Bu (E, F, R)   Ad (E, R, F)   zg, zu, zd (S, R)   gate (S)
 //
-// A thread owns a stripe of columns and goes over it span by span, in a span over blocks of tokens, in a block over the
-// experts' chunks of slots (hidden_tiles.h). Sums over columns are kept for each stripe and added in one order.
+// A call is for some of the columns, `begin` to `begin + width`: U and the gradients of c are (N, width) and stay in the
+// last cache, sums over columns go on from call to call, in the order of the columns. A thread owns a stripe of columns
+// and goes over it span by span, in a span over blocks of tokens, in a block over the experts' chunks of slots
+// (hidden_tiles.h). Sums are kept for each stripe and added in one order, so that neither threads nor calls change a bit.
 #include <utility>
 
 #include "hidden_tiles.h"
 
 namespace {
 
-constexpr int64_t kStripes = 16;      // most stripes: each costs an (S, R) of partial sums, and a thread needs one
+constexpr int64_t kStripeSpans = 2;   // of a stripe: each costs an (S, R) of partial sums, and a thread needs one
+constexpr int64_t kCallStripes = 4;   // of a call, or as many as there are threads
+constexpr int64_t kAhead = 12;        // rows; in rows far apart nothing else asks for what comes next
 constexpr int64_t kBlock = 1024;      // tokens of a block: of 64 experts with 2 chosen, each has a chunk of 32 slots
 
 
 // How a call is cut, and what it needs to work in; the same for any number of threads but for the room of each.
 struct Cut {
-  int64_t N, K, E, R, F;
+  int64_t N, K, E, R, F, begin, width;
   bool is_backward;
 
   int64_t slots() const { return N * K; }
   int64_t padded() const { return (R + kRankPad - 1) / kRankPad * kRankPad; }
-  int64_t spans() const { return (F + kWidth - 1) / kWidth; }
-  int64_t spans_of_stripe() const { return (spans() + kStripes - 1) / kStripes; }
-  int64_t stripes() const { return (spans() + spans_of_stripe() - 1) / spans_of_stripe(); }
+  int64_t spans() const { return (width + kWidth - 1) / kWidth; }
+  int64_t stripes() const { return (spans() + kStripeSpans - 1) / kStripeSpans; }
   int64_t tokens() const { return std::min(kBlock, N); }
   int64_t blocks() const { return (N + kBlock - 1) / kBlock; }
   int threads() const { return std::max<int>(1, std::min<int64_t>(omp_get_max_threads(), stripes())); }
@@ -91,6 +94,7 @@ struct Plan {
       }
     }
     first.push_back(chunks.size());
+    if (s.begin > 0) return;  // the call before left them turned
 #pragma omp parallel for
     for (size_t c = 0; c < chunks.size(); c++)
       for (int64_t q = 0; q < s.projections(); q++)
@@ -152,24 +156,29 @@ struct Room {
     }
   }
 
-  // Copies a block's rows of a span, and fills them up with zeros.
-  void bring(const T *from_NF, int64_t block, int64_t w, int64_t width, T *to) const {
+  // Copies a block's rows of a span, which begins at `from`, and fills them up with zeros.
+  void bring(const T *from, int64_t stride, int64_t block, int64_t width, T *to) const {
     const int64_t begin = block * kBlock, end = std::min(s.N, begin + kBlock);
     for (int64_t n = begin; n < end; n++, to += kWidth) {
-      const T *from = from_NF + n * s.F + w;
+      ask<0>(from + (n + kAhead) * stride);
       if (width == kWidth)
-        memcpy(to, from, kWidth * sizeof(T));
+        memcpy(to, from + n * stride, kWidth * sizeof(T));
       else
-        std::fill(std::copy_n(from, width, to), to + kWidth, T{0});
+        std::fill(std::copy_n(from + n * stride, width, to), to + kWidth, T{0});
     }
   }
-  void take_back(const T *from, int64_t block, int64_t w, int64_t width, T *to_NF) const {
+  template <int kWrites>
+  static void ask(const T *row) {
+    for (int64_t v = 0; v < kWidth; v += 64 / sizeof(T)) __builtin_prefetch(row + v, kWrites);
+  }
+  void take_back(const T *from, int64_t block, int64_t width, T *to, int64_t stride) const {
     const int64_t begin = block * kBlock, end = std::min(s.N, begin + kBlock);
     for (int64_t n = begin; n < end; n++, from += kWidth) {
+      ask<1>(to + (n + kAhead) * stride);
       if (width == kWidth)
-        memcpy(to_NF + n * s.F + w, from, kWidth * sizeof(T));
+        memcpy(to + n * stride, from, kWidth * sizeof(T));
       else
-        std::copy_n(from, width, to_NF + n * s.F + w);
+        std::copy_n(from, width, to + n * stride);
     }
   }
 
@@ -191,7 +200,7 @@ struct Room {
   }
 };
 
-// Calls run(room, stripe, span, column, width, whether the span is the stripe's first) for every span.
+// Calls run(room, stripe, column, width, whether the span is the stripe's first) for every span.
 template <class T, class Run>
 void over_spans(const Block<T> &b, Run run) {
   const Cut &s = b.cut;
@@ -200,9 +209,9 @@ void over_spans(const Block<T> &b, Run run) {
     Room<T> room(b);
 #pragma omp for schedule(dynamic)
     for (int64_t stripe = 0; stripe < s.stripes(); stripe++) {
-      const int64_t begin = stripe * s.spans_of_stripe(), end = std::min(s.spans(), begin + s.spans_of_stripe());
+      const int64_t begin = stripe * kStripeSpans, end = std::min(s.spans(), begin + kStripeSpans);
       for (int64_t span = begin; span < end; span++) {
-        const int64_t w = span * kWidth, width = std::min(kWidth, s.F - w);
+        const int64_t w = s.begin + span * kWidth, width = std::min(kWidth, s.begin + s.width - w);
         room.pack(w, width);
         run(room, stripe, w, width, span == begin);
       }
@@ -210,28 +219,28 @@ void over_spans(const Block<T> &b, Run run) {
   }
 }
 
-// out[p][r] = sum over stripes of part[stripe][p][r]
+// out[p][r] = or += sum over stripes of part[stripe][p][r]
 template <class T>
 void add_parts(const T *part, const Cut &s, T *out_SR) {
 #pragma omp parallel for
   for (int64_t p = 0; p < s.slots(); p++)
     for (int64_t r = 0; r < s.R; r++) {
-      T total = 0;
+      T total = s.begin > 0 ? out_SR[p * s.R + r] : T{0};
       for (int64_t stripe = 0; stripe < s.stripes(); stripe++) total += part[stripe * s.part_size() + p * s.padded() + r];
       out_SR[p * s.R + r] = total;
     }
 }
 
 template <class T, int kActivation>
-void forward(const Block<T> &b, T *u_NF, T *zd_SR) {
+void forward(const Block<T> &b, T *u_NW, T *zd_SR) {
   const Cut &s = b.cut;
   const Plan<T> plan(b);
   T *part = b.work + s.turned_size();
-  want_huge_pages(u_NF, s.N * s.F * sizeof(T));
+  if (s.begin == 0) want_huge_pages(u_NW, s.N * s.width * sizeof(T));
   over_spans(b, [&](const Room<T> &room, int64_t stripe, int64_t w, int64_t width, bool is_first) {
     for (int64_t block = 0; block < s.blocks(); block++) {
-      room.bring(b.c_gate, block, w, width, room.rows.c_gate);
-      room.bring(b.c_up, block, w, width, room.rows.c_up);
+      room.bring(b.c_gate + w, s.F, block, width, room.rows.c_gate);
+      room.bring(b.c_up + w, s.F, block, width, room.rows.c_up);
       std::fill_n(room.rows.u, s.tokens() * kWidth, T{0});
       for (int64_t c = plan.first[block]; c < plan.first[block + 1]; c++) {
         const Chunk &chunk = plan.chunks[c];
@@ -244,7 +253,7 @@ void forward(const Block<T> &b, T *u_NF, T *zd_SR) {
           dot_tile<T, rows()>(room.h, count, f.ad_by_rank, s.padded(), to, is_first);
         });
       }
-      room.take_back(room.rows.u, block, w, width, u_NF);
+      room.take_back(room.rows.u, block, width, u_NW + w - s.begin, s.width);
     }
   });
   add_parts(part, s, zd_SR);
@@ -253,7 +262,7 @@ void forward(const Block<T> &b, T *u_NF, T *zd_SR) {
 // From dU and dzd (already with gate and scale): dc, dzg, dzu, the gates' gradient by way of U, dBg, dBu, dAd.
 template <class T>
 struct Gradients {
-  const T *du_NF;
+  const T *du_NW;
   T *dc_gate, *dc_up;  // dc_up may be du itself: a block's du is copied before its dc_up is written
   T *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
 };
@@ -268,9 +277,9 @@ void backward(const Block<T> &b, const Gradients<T> &g) {
   over_spans(b, [&](const Room<T> &room, int64_t stripe, int64_t w, int64_t width, bool is_first) {
     for (int64_t e = 0; e < s.E; e++) std::fill_n(room.sums_of(e), 3 * R * kWidth, T{0});
     for (int64_t block = 0; block < s.blocks(); block++) {
-      room.bring(b.c_gate, block, w, width, room.rows.c_gate);
-      room.bring(b.c_up, block, w, width, room.rows.c_up);
-      room.bring(g.du_NF, block, w, width, room.rows.u);
+      room.bring(b.c_gate + w, s.F, block, width, room.rows.c_gate);
+      room.bring(b.c_up + w, s.F, block, width, room.rows.c_up);
+      room.bring(g.du_NW + w - s.begin, s.width, block, width, room.rows.u);
       std::fill_n(room.rows.dc_gate, s.tokens() * kWidth, T{0});
       std::fill_n(room.rows.dc_up, s.tokens() * kWidth, T{0});
       for (int64_t c = plan.first[block]; c < plan.first[block + 1]; c++) {
@@ -292,8 +301,8 @@ void backward(const Block<T> &b, const Gradients<T> &g) {
         outer(b.z[1] + chunk.place * R, R, room.dup_pre, chunk.count, sums + R * kWidth);
         outer(b.z[2] + chunk.place * R, R, room.h, chunk.count, sums + 2 * R * kWidth);
       }
-      room.take_back(room.rows.dc_gate, block, w, width, g.dc_gate);
-      room.take_back(room.rows.dc_up, block, w, width, g.dc_up);
+      room.take_back(room.rows.dc_gate, block, width, g.dc_gate + w - s.begin, s.width);
+      room.take_back(room.rows.dc_up, block, width, g.dc_up + w - s.begin, s.width);
     }
     for (int64_t e = 0; e < s.E; e++) {
       const T *sums = room.sums_of(e);
@@ -307,7 +316,7 @@ void backward(const Block<T> &b, const Gradients<T> &g) {
   add_parts(part_u, s, g.dzu_SR);
 #pragma omp parallel for
   for (int64_t p = 0; p < s.slots(); p++) {
-    T total = 0;
+    T total = s.begin > 0 ? g.dgate_S[p] : T{0};
     for (int64_t stripe = 0; stripe < s.stripes(); stripe++)
       total += sum<T>(load(dots + (stripe * s.slots() + p) * kRankPad));
     g.dgate_S[p] = total;
@@ -321,19 +330,28 @@ T *as(void *p) { return static_cast<T *>(p); }
 
 }  // namespace
 
-EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int64_t is_backward) {
-  return Cut{N, K, E, R, F, is_backward != 0}.work_size();
+// Columns of a call: few, so that U and the gradients of c stay near, but a stripe for each thread; whole slices of the
+// products' inner axis (product.cpp), so that they add up in the same order whatever the number of threads. Launchers
+// without this question, those for a GPU, take all columns at once.
+EXPORT int mmmoe_lora_ffn_columns() {
+  const int64_t turns = (omp_get_max_threads() + kCallStripes - 1) / kCallStripes;
+  return static_cast<int>(turns * kCallStripes * kStripeSpans * kWidth);
+}
+
+// For calls of at most `width` columns, the first of which begins at 0; all calls of a pass need the same workspace.
+EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t N, int64_t K, int64_t E, int64_t R, int64_t width, int64_t is_backward) {
+  return Cut{N, K, E, R, width, 0, width, is_backward != 0}.work_size();
 }
 
 EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const void *zg, const void *zu, const void *bg,
                           const void *bu, const void *ad, const void *gate, const int64_t *order, const int64_t *offset,
                           void *u, void *zd, void *work, int64_t N, int64_t K, int64_t E, int64_t R, int64_t F,
-                          int64_t activation, int64_t type, void *) {
+                          int64_t begin, int64_t width, int64_t activation, int64_t type, void *) {
   return by_exact_type(type, [&](auto element) {
     using T = decltype(element);
     const Block<T> block = {
-        {N, K, E, R, F, false}, as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad), {as<T>(zg), as<T>(zu)},
-        as<T>(gate), order, offset, as<T>(work)};
+        {N, K, E, R, F, begin, width, false}, as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad),
+        {as<T>(zg), as<T>(zu)}, as<T>(gate), order, offset, as<T>(work)};
     const auto run = activation == kGeluTanh ? forward<T, kGeluTanh> : forward<T, kSilu>;
     run(block, as<T>(u), as<T>(zd));
     return 0;
@@ -344,12 +362,12 @@ EXPORT int mmmoe_lora_ffn_backward(const void *c_gate, const void *c_up, const v
                                    const void *bu, const void *ad, const void *gate, const int64_t *order,
                                    const int64_t *offset, const void *du, const void *dzd, void *dc_gate, void *dc_up,
                                    void *dzg, void *dzu, void *dgate, void *dbg, void *dbu, void *dad, void *work,
-                                   int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int64_t activation,
-                                   int64_t type, void *) {
+                                   int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int64_t begin, int64_t width,
+                                   int64_t activation, int64_t type, void *) {
   return by_exact_type(type, [&](auto element) {
     using T = decltype(element);
     const Block<T> block = {
-        {N, K, E, R, F, true}, as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad),
+        {N, K, E, R, F, begin, width, true}, as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad),
         {as<T>(zg), as<T>(zu), as<T>(dzd)}, as<T>(gate), order, offset, as<T>(work)};
     const Gradients<T> gradients = {as<T>(du),  as<T>(dc_gate), as<T>(dc_up), as<T>(dzg), as<T>(dzu), as<T>(dgate),
                                     as<T>(dbg), as<T>(dbu),     as<T>(dad)};

@@ -93,10 +93,10 @@ def workspace_size(name: str, *sizes: int, device: torch.device) -> int:
     return int(query(*map(ctypes.c_int64, sizes)))
 
 
-def says(question: str, device: str) -> bool:
-    """Returns the answer of a device's library to a question without arguments; no where it does not know it."""
-    answer = getattr(compiled(device), question, None)
-    return answer is not None and bool(answer())
+def answer(question: str, device: str) -> int:
+    """Returns the answer of a device's library to a question without arguments; 0 where it does not know it."""
+    asked = getattr(compiled(device), question, None)
+    return 0 if asked is None else int(asked())
 
 
 def launch(name: str, *arguments: Tensor | int | None, device: torch.device) -> None:

@@ -12,7 +12,8 @@ from mmmoe.kernels.dispatch.op import dispatch
 from mmmoe.kernels.dispatch.reference import dispatch_reference
 from mmmoe.kernels.grouped_lora.op import grouped_lora
 from mmmoe.kernels.grouped_lora.reference import grouped_lora_reference
-from mmmoe.kernels.lora_ffn.op import ACTIVATIONS, Factors, Frozen, lora_ffn
+from mmmoe.kernels.lora_ffn.fused import ACTIVATIONS
+from mmmoe.kernels.lora_ffn.op import Factors, Frozen, lora_ffn
 from mmmoe.kernels.lora_ffn.reference import lora_ffn_reference
 from mmmoe.kernels.order import order_by_expert, order_in_torch
 from mmmoe.kernels.route_topk.op import RULES, route_topk

@@ -8,9 +8,12 @@ from cases import assert_same, with_gradients
 from host_kernels import needs_kernels
 
 from mmmoe.kernels import backend
-from mmmoe.kernels.lora_ffn.op import ACTIVATIONS, Factors, Frozen, lora_ffn
+from mmmoe.kernels.lora_ffn import hidden
+from mmmoe.kernels.lora_ffn.fused import ACTIVATIONS
+from mmmoe.kernels.lora_ffn.op import Factors, Frozen, lora_ffn
 from mmmoe.kernels.lora_ffn.reference import lora_ffn_reference
-from mmmoe.kernels.products import frozen_product
+from mmmoe.kernels.memory import weigh
+from mmmoe.kernels.products import frozen_product, has_own_product
 
 SHAPES = [
     (0, 8, 12, 3, 2, 1),
@@ -82,6 +85,44 @@ def test_several_blocks_of_tokens_with_the_same_bits_on_any_threads(rank, expert
     frozen = Frozen(*(w.double() for w in frozen))
     want = with_gradients(over(lora_ffn_reference, frozen, index), [t.double() for t in leaves])
     assert_same(found[0], [t.float() for t in want])
+
+
+@needs_kernels
+@pytest.mark.skipif(not has_own_product(torch.empty(1)), reason="products here are MKL's, whose bits may differ")
+def test_the_same_bits_however_the_hidden_columns_are_cut(monkeypatch):
+    frozen, leaves, index = draw((70, 20, 2700, 5, 6, 2), dtype=torch.float32)
+    found = []
+    for most in (512, 1024, 2048, 4096):
+        monkeypatch.setattr(hidden, "answer", lambda question, device, most=most: most)
+        found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+
+
+@needs_kernels
+def test_several_parts_of_the_hidden_columns_equal_the_loop():
+    frozen, leaves, index = draw((70, 20, 2700, 5, 6, 2), dtype=torch.float32)
+    found = with_gradients(over(lora_ffn, frozen, index), leaves)
+    frozen = Frozen(*(w.double() for w in frozen))
+    want = with_gradients(over(lora_ffn_reference, frozen, index), [t.double() for t in leaves])
+    assert_same(found, [t.float() for t in want])
+
+
+@needs_kernels
+def test_of_all_that_is_as_large_as_hidden_rows_only_c_lives_whole(monkeypatch):
+    monkeypatch.setattr(hidden, "answer", lambda question, device: 512)
+    frozen, leaves, index = draw((512, 64, 4096, 4, 4, 2), dtype=torch.float32)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    run = over(lora_ffn, frozen, index)
+    weighed = weigh(
+        lambda: run(*leaves),
+        lambda y: torch.autograd.grad(y, leaves, torch.ones_like(y)),
+        [*leaves, *frozen, index],
+        torch.device("cpu"),
+    )
+    hidden_rows = 512 * 4096 * 4
+    assert 2 * hidden_rows <= weighed.kept < 2.2 * hidden_rows
+    assert weighed.peak < 3 * hidden_rows
 
 
 @needs_kernels

@@ -8,7 +8,7 @@ from host_kernels import needs_kernels
 
 from mmmoe.kernels import products
 from mmmoe.kernels.backend import active, is_compiled
-from mmmoe.kernels.products import frozen_product, frozen_product_back
+from mmmoe.kernels.products import frozen_product, frozen_product_back, rows_of
 
 SHAPES = [(0, 3, 4), (1, 1, 1), (13, 33, 70), (25, 400, 1100), (12, 32, 512)]
 
@@ -36,8 +36,8 @@ def test_products_equal_those_in_double_precision(shape, dtype):
     for found, want in (
         (frozen_product(x, w), forward),
         (frozen_product_back(dy, w), back),
-        (frozen_product(x, w, onto=dy.clone()), forward + dy),
-        (frozen_product_back(dy, w, onto=x.clone()), back + x),
+        (frozen_product(x, w, out=dy.clone(), is_added=True), forward + dy),
+        (frozen_product_back(dy, w, out=x.clone(), is_added=True), back + x),
         (frozen_product(x.T.contiguous().T, w.T.contiguous().T), forward),
     ):
         assert found.dtype == dtype
@@ -47,7 +47,29 @@ def test_products_equal_those_in_double_precision(shape, dtype):
 @pytest.mark.usefixtures("way")
 def test_adding_returns_the_same_tensor():
     x, w, dy = draw((5, 7, 9))
-    assert frozen_product(x, w, onto=dy) is dy
+    assert frozen_product(x, w, out=dy, is_added=True) is dy
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rows_for_several_products_give_the_same_bits(shape):
+    x, w, dy = draw(shape)
+    assert torch.equal(frozen_product(rows_of(x), w), frozen_product(x, w))
+    assert torch.equal(frozen_product_back(rows_of(dy.T.contiguous().T), w), frozen_product_back(dy, w))
+
+
+@pytest.mark.usefixtures("way")
+def test_some_columns_of_everything_and_the_rest_stays():
+    x, w, dy = draw((25, 400, 1100))
+    wide = torch.full((25, 60), 7.0)
+    found = frozen_product(x[:, 3:1003], w[50:90, 3:1003], out=wide[:, 11:51])
+    assert found.data_ptr() == wide[:, 11:].data_ptr()
+    torch.testing.assert_close(wide[:, 11:51], x[:, 3:1003] @ w[50:90, 3:1003].T, rtol=1e-4, atol=1e-4)
+    frozen_product_back(dy[:, 50:90], w[50:90, 7:47], out=wide[:, 11:51], is_added=True)
+    want = x[:, 3:1003] @ w[50:90, 3:1003].T + dy[:, 50:90] @ w[50:90, 7:47]
+    torch.testing.assert_close(wide[:, 11:51], want, rtol=1e-4, atol=1e-4)
+    assert (wide[:, :11] == 7).all()
+    assert (wide[:, 51:] == 7).all()
 
 
 @pytest.mark.usefixtures("way")
@@ -80,4 +102,4 @@ def test_a_row_has_the_same_bits_with_any_threads_and_any_other_rows():
 @pytest.mark.usefixtures("way")
 def test_adding_to_zeros_gives_the_bits_of_the_product():
     x, w, _ = draw((61, 400, 1100))
-    assert torch.equal(frozen_product(x, w, onto=torch.zeros(61, 400)), frozen_product(x, w))
+    assert torch.equal(frozen_product(x, w, out=torch.zeros(61, 400), is_added=True), frozen_product(x, w))

@@ -63,6 +63,10 @@ class Slots:
         self._launch("expand", (base_NW, z_SR, m), y_NW, y_NW, wide_first)
         return y_NW
 
+    def add_expanded(self, z_SR: Tensor, m: Tensor, y_NW: Tensor, *, wide_first: bool) -> None:
+        """Adds to each token of y, contiguous, the sum of its slots' z M_e."""
+        self._launch("expand", (y_NW, z_SR, m), y_NW, y_NW, wide_first)
+
     def outer(self, z_SR: Tensor, rows_NW: Tensor, like: Tensor, *, wide_first: bool) -> Tensor:
         """Returns for each expert the sum over its slots of z row[token], shaped as M; zeros for one without slots."""
         dm = torch.empty_like(like, memory_format=torch.contiguous_format)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmmoe.kernels.lora_ffn.op import ACTIVATIONS, Factors, Frozen
+from mmmoe.kernels.lora_ffn.fused import ACTIVATIONS
+from mmmoe.kernels.lora_ffn.op import Factors, Frozen
 
 
 def lora_ffn_reference(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmmoe.kernels.lora_ffn.op import ACTIVATIONS, Factors, Frozen, lora_ffn
+from mmmoe.kernels.lora_ffn.fused import ACTIVATIONS
+from mmmoe.kernels.lora_ffn.op import Factors, Frozen, lora_ffn
 from mmmoe.models.lora.experts import LoRAExperts
 from mmmoe.models.lora.router import Choice, Router
 from mmmoe.models.lora.spec import PROJECTIONS, ExpertsSpec

@@ -9,8 +9,8 @@
 //
 //   c_gate, c_up (N, F)   Bg, Bu (E, F, R)   Ad (E, R, F)   zg, zu, zd (S, R)   gate (S)
 //
-// A call is for some of the columns, `begin` to `begin + width`: U and the gradients of c are (N, width) and stay in the
-// last cache, sums over columns go on from call to call, in the order of the columns. A thread owns a stripe of columns
+// A call is for some of the columns, `begin` to `begin + width`: U and the gradients of c are (N, width) and lie as the
+// products want them, sums over columns go on from call to call, in the order of the columns. A thread owns a stripe of columns
 // and goes over it span by span, in a span over blocks of tokens, in a block over the experts' chunks of slots
 // (hidden_tiles.h). Sums are kept for each stripe and added in one order, so that neither threads nor calls change a bit.
 #include <utility>
@@ -63,6 +63,15 @@ struct Block {
   T *work;
 
   int64_t token(int64_t p) const { return order[p] / cut.K; }
+};
+
+// Rows (N, width), in slices of some of their columns: (columns) of row n of slice i begin at i * slice + n * stride.
+template <class T>
+struct Slices {
+  T *data;
+  int64_t columns, slice, stride;
+
+  T *at(int64_t column) const { return data + column / columns * slice + column % columns; }
 };
 
 // Slots of one expert whose tokens lie in one block.
@@ -232,11 +241,10 @@ void add_parts(const T *part, const Cut &s, T *out_SR) {
 }
 
 template <class T, int kActivation>
-void forward(const Block<T> &b, T *u_NW, T *zd_SR) {
+void forward(const Block<T> &b, const Slices<T> &u, T *zd_SR) {
   const Cut &s = b.cut;
   const Plan<T> plan(b);
   T *part = b.work + s.turned_size();
-  if (s.begin == 0) want_huge_pages(u_NW, s.N * s.width * sizeof(T));
   over_spans(b, [&](const Room<T> &room, int64_t stripe, int64_t w, int64_t width, bool is_first) {
     for (int64_t block = 0; block < s.blocks(); block++) {
       room.bring(b.c_gate + w, s.F, block, width, room.rows.c_gate);
@@ -253,7 +261,7 @@ void forward(const Block<T> &b, T *u_NW, T *zd_SR) {
           dot_tile<T, rows()>(room.h, count, f.ad_by_rank, s.padded(), to, is_first);
         });
       }
-      room.take_back(room.rows.u, block, width, u_NW + w - s.begin, s.width);
+      room.take_back(room.rows.u, block, width, u.at(w - s.begin), u.stride);
     }
   });
   add_parts(part, s, zd_SR);
@@ -263,7 +271,7 @@ void forward(const Block<T> &b, T *u_NW, T *zd_SR) {
 template <class T>
 struct Gradients {
   const T *du_NW;
-  T *dc_gate, *dc_up;  // dc_up may be du itself: a block's du is copied before its dc_up is written
+  Slices<T> dc_gate, dc_up;  // dc_up may be du itself: a block's du is copied before its dc_up is written
   T *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
 };
 
@@ -301,8 +309,8 @@ void backward(const Block<T> &b, const Gradients<T> &g) {
         outer(b.z[1] + chunk.place * R, R, room.dup_pre, chunk.count, sums + R * kWidth);
         outer(b.z[2] + chunk.place * R, R, room.h, chunk.count, sums + 2 * R * kWidth);
       }
-      room.take_back(room.rows.dc_gate, block, width, g.dc_gate + w - s.begin, s.width);
-      room.take_back(room.rows.dc_up, block, width, g.dc_up + w - s.begin, s.width);
+      room.take_back(room.rows.dc_gate, block, width, g.dc_gate.at(w - s.begin), g.dc_gate.stride);
+      room.take_back(room.rows.dc_up, block, width, g.dc_up.at(w - s.begin), g.dc_up.stride);
     }
     for (int64_t e = 0; e < s.E; e++) {
       const T *sums = room.sums_of(e);
@@ -338,6 +346,7 @@ EXPORT int mmmoe_lora_ffn_columns() {
   return static_cast<int>(turns * kCallStripes * kStripeSpans * kWidth);
 }
 
+// U, dc_gate and dc_up lie in slices (above); du is (N, width).
 // For calls of at most `width` columns, the first of which begins at 0; all calls of a pass need the same workspace.
 EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t N, int64_t K, int64_t E, int64_t R, int64_t width, int64_t is_backward) {
   return Cut{N, K, E, R, width, 0, width, is_backward != 0}.work_size();
@@ -346,14 +355,15 @@ EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t N, int64_t K, int64_t E, int64_t
 EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const void *zg, const void *zu, const void *bg,
                           const void *bu, const void *ad, const void *gate, const int64_t *order, const int64_t *offset,
                           void *u, void *zd, void *work, int64_t N, int64_t K, int64_t E, int64_t R, int64_t F,
-                          int64_t begin, int64_t width, int64_t activation, int64_t type, void *) {
+                          int64_t begin, int64_t width, int64_t columns, int64_t slice, int64_t stride,
+                          int64_t activation, int64_t type, void *) {
   return by_exact_type(type, [&](auto element) {
     using T = decltype(element);
     const Block<T> block = {
         {N, K, E, R, F, begin, width, false}, as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad),
         {as<T>(zg), as<T>(zu)}, as<T>(gate), order, offset, as<T>(work)};
     const auto run = activation == kGeluTanh ? forward<T, kGeluTanh> : forward<T, kSilu>;
-    run(block, as<T>(u), as<T>(zd));
+    run(block, {as<T>(u), columns, slice, stride}, as<T>(zd));
     return 0;
   });
 }
@@ -363,14 +373,17 @@ EXPORT int mmmoe_lora_ffn_backward(const void *c_gate, const void *c_up, const v
                                    const int64_t *offset, const void *du, const void *dzd, void *dc_gate, void *dc_up,
                                    void *dzg, void *dzu, void *dgate, void *dbg, void *dbu, void *dad, void *work,
                                    int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int64_t begin, int64_t width,
-                                   int64_t activation, int64_t type, void *) {
+                                   int64_t columns, int64_t slice, int64_t stride, int64_t activation, int64_t type,
+                                   void *) {
   return by_exact_type(type, [&](auto element) {
     using T = decltype(element);
     const Block<T> block = {
         {N, K, E, R, F, begin, width, true}, as<T>(c_gate), as<T>(c_up), as<T>(bg), as<T>(bu), as<T>(ad),
         {as<T>(zg), as<T>(zu), as<T>(dzd)}, as<T>(gate), order, offset, as<T>(work)};
-    const Gradients<T> gradients = {as<T>(du),  as<T>(dc_gate), as<T>(dc_up), as<T>(dzg), as<T>(dzu), as<T>(dgate),
-                                    as<T>(dbg), as<T>(dbu),     as<T>(dad)};
+    const Gradients<T> gradients = {as<T>(du),
+                                    {as<T>(dc_gate), columns, slice, stride},
+                                    {as<T>(dc_up), columns, slice, stride},
+                                    as<T>(dzg), as<T>(dzu), as<T>(dgate), as<T>(dbg), as<T>(dbu), as<T>(dad)};
     const auto run = activation == kGeluTanh ? backward<T, kGeluTanh> : backward<T, kSilu>;
     run(block, gradients);
     return 0;

@@ -84,9 +84,10 @@ EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t N, int64_t K, int64_t E, int64_t
 EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const float *zg, const float *zu, const void *bg,
                           const void *bu, const void *ad, const float *gate, const int64_t *order,
                           const int64_t *offset, void *u, float *zd, float *work, int64_t N, int64_t K, int64_t E,
-                          int64_t R, int64_t F, int64_t begin, int64_t width, int64_t activation, int64_t type,
-                          void *raw_stream) {
-  if (!is_sound(N, K, E, R, F, activation) || begin != 0 || width != F) return kBadArgument;
+                          int64_t R, int64_t F, int64_t begin, int64_t width, int64_t columns, int64_t,
+                          int64_t stride, int64_t activation, int64_t type, void *raw_stream) {
+  if (!is_sound(N, K, E, R, F, activation) || !is_whole(F, begin, width, columns, stride))
+    return kBadArgument;
   if (N == 0) return 0;
   const auto stream = static_cast<cudaStream_t>(raw_stream);
   const Cut cut(N, K, E, R, F, false);

@@ -131,9 +131,10 @@ EXPORT int mmmoe_lora_ffn_backward(const void *c_gate, const void *c_up, const f
                                    const int64_t *order, const int64_t *offset, const void *du, const float *dzd,
                                    void *dc_gate, void *dc_up, float *dzg, float *dzu, float *dgate, void *dbg,
                                    void *dbu, void *dad, float *work, int64_t N, int64_t K, int64_t E, int64_t R,
-                                   int64_t F, int64_t begin, int64_t width, int64_t activation, int64_t type,
-                                   void *raw_stream) {
-  if (!is_sound(N, K, E, R, F, activation) || begin != 0 || width != F) return kBadArgument;
+                                   int64_t F, int64_t begin, int64_t width, int64_t columns, int64_t, int64_t stride,
+                                   int64_t activation, int64_t type, void *raw_stream) {
+  if (!is_sound(N, K, E, R, F, activation) || !is_whole(F, begin, width, columns, stride))
+    return kBadArgument;
   const auto stream = static_cast<cudaStream_t>(raw_stream);
   const Cut cut(N, K, E, R, F, true);
   const bool is_quads = are_quads(

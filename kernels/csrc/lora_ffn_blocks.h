@@ -113,6 +113,11 @@ inline bool is_sound(int64_t N, int64_t K, int64_t E, int64_t R, int64_t F, int6
          F * R < (int64_t{1} << 31) && N * K < (int64_t{1} << 31) && (activation == 0 || activation == 1);
 }
 
+// Whether a call is for all columns, and rows of U and of the gradients of c are whole: here nothing else is known.
+inline bool is_whole(int64_t F, int64_t begin, int64_t width, int64_t columns, int64_t stride) {
+  return begin == 0 && width == F && columns == F && stride == F;
+}
+
 // Whether rows of ranks and of columns can be read four elements at a time, and a warp's columns are all there.
 inline bool are_quads(int64_t R, int64_t F, std::initializer_list<const void *> addresses) {
   for (const void *address : addresses)

@@ -179,15 +179,13 @@ EXPORT int mmmoe_product_pays() {
 #endif
 }
 
-// Elements of rows (M, K) that are packed for several products.
-EXPORT int64_t mmmoe_packed_size(int64_t M, int64_t K, int64_t type) {
-  int64_t size = 0;
-  by_exact_type(type, [&](auto element) {
-    const Packed<decltype(element)> packed = {M, K};
-    size = packed.slices() * packed.slice_size();
+// How rows (M, K) lie when they are packed: columns of a slice; elements of a slice; from row to row within it.
+EXPORT int mmmoe_packed_layout(int64_t *layout, int64_t M, int64_t K, int64_t type, void *) {
+  return by_exact_type(type, [&](auto element) {
+    using T = decltype(element);
+    layout[0] = kInner<T>, layout[1] = Packed<T>{M, K}.slice_size(), layout[2] = kStride<T>;
     return 0;
   });
-  return size;
 }
 
 EXPORT int mmmoe_pack_rows(const void *rows, void *to, int64_t M, int64_t K, int64_t type, void *) {

@@ -1,39 +1,66 @@
 """Products with a frozen layer's weight: torch's, or on processors where its library holds back the project's own.
 
 On a CPU torch.mm calls MKL, which on AMD's processors stays below what they can do. One core of an EPYC (Zen 4, at
-most 116 GFLOP/s), 4096 rows, 4096 by 1024, in GFLOP/s by MKL and own (kernels/csrc/product.cpp): x W^T 96, 108; dy W
-96, 108. The own kernel also gives the same bits on any number of threads, adds onto what is there, takes rows that were
-packed once for several products, and asks for large pages (fresh ones cost 27 ms for each 64 MiB). Elsewhere torch's
-products serve.
+most 116 GFLOP/s), 4096 rows, 4096 by 1024, in GFLOP/s by MKL and own (kernels/csrc/product.cpp): x W^T and dy W 96 and
+108. The own kernel also gives the same bits on any number of threads, adds onto what is there, takes rows as another
+kernel left them for it, and asks for large pages (fresh ones cost 27 ms for each 64 MiB). Elsewhere torch's serve.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmmoe.kernels.backend import TYPE_CODES, answer, has_kernels, launch, workspace_size
+from mmmoe.kernels.backend import TYPE_CODES, answer, has_kernels, launch
 
 
-class Rows(NamedTuple):
-    """Rows that go through several products."""
+class Layout(NamedTuple):
+    """How rows lie: slices of some of their columns, each slice its rows one after the other."""
 
-    plain_NK: Tensor
-    packed: Tensor | None
-    """The same as the own kernel reads them, if it serves."""
+    columns: int
+    """Of a slice."""
+    slice: int
+    """Elements from one slice to the next."""
+    stride: int
+    """Elements from one row of a slice to the next."""
 
 
-def rows_of(plain_NK: Tensor) -> Rows:
-    """Returns rows for several products; packed now, so that no product has to."""
-    if not has_own_product(plain_NK):
-        return Rows(plain_NK, None)
+@dataclass(frozen=True)
+class Rows:
+    """Rows (num, width) as the own kernel reads them."""
+
+    data: Tensor
+    num: int
+    width: int
+    layout: Layout
+
+    def piece(self, begin: int, end: int) -> Rows:
+        """Returns some of the columns; they begin where a slice does."""
+        data = self.data[begin // self.layout.columns * self.layout.slice :]
+        return Rows(data, self.num, end - begin, self.layout)
+
+
+def room_for_rows(like_NK: Tensor, num: int, width: int) -> Tensor | Rows:
+    """Returns room for rows that a kernel of the project writes for products: packed, or a tensor (num, width)."""
+    if not has_own_product(like_NK):
+        return like_NK.new_empty(num, width)
+    found = torch.empty(3, dtype=torch.int64)
+    launch("mmmoe_packed_layout", found, num, width, TYPE_CODES[like_NK.dtype], device=like_NK.device)
+    layout = Layout(*found.tolist())
+    return Rows(like_NK.new_empty(-(-width // layout.columns) * layout.slice), num, width, layout)
+
+
+def rows_of(plain_NK: Tensor) -> Tensor | Rows:
+    """Returns rows for several products: packed now, so that no product has to, or as they are."""
+    rows = room_for_rows(plain_NK, *plain_NK.shape)
+    if isinstance(rows, Tensor):
+        return plain_NK
     code = TYPE_CODES[plain_NK.dtype]
-    plain_NK = plain_NK.contiguous()
-    packed = plain_NK.new_empty(workspace_size("mmmoe_packed_size", *plain_NK.shape, code, device=plain_NK.device))
-    launch("mmmoe_pack_rows", plain_NK, packed, *plain_NK.shape, code, device=plain_NK.device)
-    return Rows(plain_NK, packed)
+    launch("mmmoe_pack_rows", plain_NK.contiguous(), rows.data, *plain_NK.shape, code, device=plain_NK.device)
+    return rows
 
 
 def frozen_product(
@@ -61,18 +88,24 @@ def has_own_product(rows: Tensor) -> bool:
 
 
 def _product(rows: Tensor | Rows, weight: Tensor, out: Tensor | None, *, is_added: bool, is_turned: bool) -> Tensor:
-    plain_NK, packed = rows if isinstance(rows, Rows) else (rows, None)
-    if packed is None and not has_own_product(plain_NK):
-        with torch.autocast(plain_NK.device.type, enabled=False):
+    if isinstance(rows, Tensor) and not has_own_product(rows):
+        with torch.autocast(rows.device.type, enabled=False):
             right = weight.t() if is_turned else weight
-            return out.addmm_(plain_NK, right) if is_added and out is not None else torch.mm(plain_NK, right, out=out)
-    weight, plain_NK = (t if t.stride(1) == 1 else t.contiguous() for t in (weight, plain_NK))
-    left = plain_NK if packed is None else packed
+            return out.addmm_(rows, right) if is_added and out is not None else torch.mm(rows, right, out=out)
+    weight = _with_rows_in_one_run(weight)
+    if isinstance(rows, Rows):
+        data, num, inner, stride = rows.data, rows.num, rows.width, rows.layout.stride
+    else:
+        data = _with_rows_in_one_run(rows)
+        (num, inner), stride = data.shape, data.stride(0)
     if out is None:
-        out = plain_NK.new_empty(plain_NK.shape[0], weight.shape[0 if is_turned else 1])
+        out = data.new_empty(num, weight.shape[0 if is_turned else 1])
     launch(
-        "mmmoe_product", left, weight, out, *out.shape, plain_NK.shape[1], plain_NK.stride(0), weight.stride(0),
-        out.stride(0), int(packed is not None), int(is_turned), int(is_added), TYPE_CODES[left.dtype],
-        device=left.device,
+        "mmmoe_product", data, weight, out, *out.shape, inner, stride, weight.stride(0), out.stride(0),
+        int(isinstance(rows, Rows)), int(is_turned), int(is_added), TYPE_CODES[data.dtype], device=data.device,
     )  # fmt: skip
     return out
+
+
+def _with_rows_in_one_run(matrix: Tensor) -> Tensor:
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

@@ -122,7 +122,7 @@ def test_of_all_that_is_as_large_as_hidden_rows_only_c_lives_whole(monkeypatch):
     )
     hidden_rows = 512 * 4096 * 4
     assert 2 * hidden_rows <= weighed.kept < 2.2 * hidden_rows
-    assert weighed.peak < 3 * hidden_rows
+    assert weighed.peak < 3.2 * hidden_rows
 
 
 @needs_kernels

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mmmoe.kernels.backend import TYPE_CODES, launch
 from mmmoe.kernels.grouped_lora.fused import Slots
 from mmmoe.kernels.library import register
-from mmmoe.kernels.lora_ffn.hidden import Hidden
+from mmmoe.kernels.lora_ffn.hidden import Hidden, pointer
 from mmmoe.kernels.order import order_by_expert
 from mmmoe.kernels.places import check_range, exact_type
 from mmmoe.kernels.products import frozen_product, frozen_product_back, rows_of
@@ -85,7 +85,7 @@ def _run(
             frozen_product(rows, up_FD[part.columns], out=c_up_NF[:, part.columns])
         launch(
             "mmmoe_lora_ffn", c_gate_NF, c_up_NF, zg_SR, zu_SR, bg, bu, ad, gate_S, order.order_S, order.offset_E1,
-            sum_NW, zd_SR, hidden.work, *part.sizes, activation, TYPE_CODES[x_ND.dtype], device=x_ND.device,
+            pointer(sum_NW), zd_SR, hidden.work, *part.sizes, activation, TYPE_CODES[x_ND.dtype], device=x_ND.device,
         )  # fmt: skip
         if not is_fresh:
             frozen_product(sum_NW, down_DF[:, part.columns], out=y_ND, is_added=part.begin > 0)
@@ -152,15 +152,14 @@ def _run_backward(
     rows = rows_of(dy_ND)
     hidden = Hidden(x_ND, bg, gate_NK.shape[1], is_backward=True)
     for part in hidden:
-        dsum_NW, dc_gate_NW, dc_up_NW = (*part.rooms, part.rooms[0])[:3]
-        frozen_product_back(rows, down_DF[:, part.columns], out=dsum_NW)
+        dsum_NW = frozen_product_back(rows, down_DF[:, part.columns])
         launch(
             "mmmoe_lora_ffn_backward", c_gate_NF, c_up_NF, zg_SR, zu_SR, bg, bu, ad, gate_S, order_S, offset_E1,
-            dsum_NW, dzd_SR, dc_gate_NW, dc_up_NW, dzg_SR, dzu_SR, dgate_S, dbg, dbu, dad, hidden.work, *part.sizes,
-            activation, TYPE_CODES[x_ND.dtype], device=x_ND.device,
+            dsum_NW, dzd_SR, *map(pointer, part.rooms), dzg_SR, dzu_SR, dgate_S, dbg, dbu, dad, hidden.work,
+            *part.sizes, activation, TYPE_CODES[x_ND.dtype], device=x_ND.device,
         )  # fmt: skip
         if x_wants:
-            hidden.add_products(part, dx_ND, (dc_gate_NW, dc_up_NW), (gate_FD, up_FD))
+            hidden.add_products(part, dx_ND, (gate_FD, up_FD))
     dz_SR2, a_E2D = torch.cat((dzg_SR, dzu_SR), 1).mul_(scale), torch.cat((ag, au), 1)
     dag, dau = (da.contiguous() for da in slots.outer(dz_SR2, x_ND, a_E2D, wide_first=False).chunk(2, 1))
     if x_wants:

@@ -6,29 +6,28 @@ is computed has the same bits however the columns are cut: sums go over columns 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mmmoe.kernels.backend import answer, workspace_size
 from mmmoe.kernels.places import exact_type
-from mmmoe.kernels.products import frozen_product_back
+from mmmoe.kernels.products import Layout, Rows, frozen_product_back, room_for_rows
 
 PIECE = 512
-"""Columns whose products with the gate and the up weight are added to dx in turn."""
+"""Columns whose products with the gate and the up weight are added to dx in turn; whole slices of packed rows."""
 
 
 class Part(NamedTuple):
-    """Some of the hidden columns, of which there are F."""
+    """Some of the hidden columns, of which there are F, and memory for rows of them; the next part has the same."""
 
     begin: int
     columns: slice
-    rooms: list[Tensor]
-    """Of each (N, width), for rows of these columns; the next part has the same memory."""
+    rooms: list[Tensor | Rows]
+    """For rows that products read."""
     sizes: tuple[int, ...]
-    """What the launchers take: N, K, E, R, F, the first column and how many."""
+    """What the launchers take: N, K, E, R, F, the first column, how many, and how rows lie in the rooms."""
 
 
 class Hidden:
@@ -40,26 +39,35 @@ class Hidden:
         self.sizes = (x_ND.shape[0], num_chosen, num_experts, rank)
         self.most = min(most or self.inner, self.inner)
         self.piece = PIECE if most else self.inner
-        # Backward: the sum's gradient, that of the gate's outputs and of the up's. In parts, the last may be the first.
-        num_rooms = (2 if most else 3) if is_backward else 1
         sizes = (*self.sizes, self.most, int(is_backward))
         size = workspace_size("mmmoe_lora_ffn_workspace", *sizes, device=x_ND.device)
         self.work = x_ND.new_empty(size, dtype=exact_type(x_ND))
-        self.rooms = [x_ND.new_empty(x_ND.shape[0] * self.most) for _ in range(num_rooms)]
+        self.rooms = [room_for_rows(x_ND, x_ND.shape[0], self.most) for _ in range(2 if is_backward else 1)]
 
     def __iter__(self) -> Iterator[Part]:
-        num_tokens = self.sizes[0]
         for begin in range(0, self.inner, self.most):
             width = min(self.most, self.inner - begin)
-            rooms = [room[: num_tokens * width].view(num_tokens, width) for room in self.rooms]
-            yield Part(begin, slice(begin, begin + width), rooms, (*self.sizes, self.inner, begin, width))
+            rooms = [_narrowed(room, width) for room in self.rooms]
+            layout = rooms[0].layout if isinstance(rooms[0], Rows) else Layout(width, 0, width)
+            yield Part(begin, slice(begin, begin + width), rooms, (*self.sizes, self.inner, begin, width, *layout))
 
-    def add_products(self, part: Part, dx_ND: Tensor, dc: tuple[Tensor, ...], weights_FD: tuple[Tensor, ...]) -> None:
-        """Adds dc W of gate and up to dx, piece by piece; the first part's first product overwrites dx."""
-        is_added = part.begin > 0
-        cut_dc = [torch.split(dc_NW, self.piece, 1) for dc_NW in dc]
-        cut_weights = [torch.split(weight_FD[part.columns], self.piece) for weight_FD in weights_FD]
-        for i in range(len(cut_dc[0])):
-            for dc_NP, weight_PD in zip((d[i] for d in cut_dc), (w[i] for w in cut_weights), strict=True):
-                frozen_product_back(dc_NP, weight_PD, out=dx_ND, is_added=is_added)
-                is_added = True
+    def add_products(self, part: Part, dx_ND: Tensor, weights_FD: Sequence[Tensor]) -> None:
+        """Adds dc W of gate and up to dx, piece by piece; dc is in the rooms, and the first product overwrites dx."""
+        width = part.columns.stop - part.begin
+        for begin in range(0, width, self.piece):
+            end = min(begin + self.piece, width)
+            for i, (dc, weight_FD) in enumerate(zip(part.rooms, weights_FD, strict=True)):
+                piece = dc.piece(begin, end) if isinstance(dc, Rows) else dc[:, begin:end]
+                rows_PD = weight_FD[part.begin + begin : part.begin + end]
+                frozen_product_back(piece, rows_PD, out=dx_ND, is_added=i + part.begin + begin > 0)
+
+
+def pointer(room: Tensor | Rows) -> Tensor:
+    """Returns the tensor that a launcher writes a room's rows to."""
+    return room.data if isinstance(room, Rows) else room
+
+
+def _narrowed(room: Tensor | Rows, width: int) -> Tensor | Rows:
+    if isinstance(room, Rows):
+        return room.piece(0, width)
+    return room.view(-1)[: room.shape[0] * width].view(room.shape[0], width)

@@ -7,7 +7,7 @@ MoE-PEFT     All that ours computes, in the order of MoE-PEFT's MixLoRA (block) 
              gate and up once a token, all else expert by expert on its tokens, the down projection included.
 expert loop  All that ours computes: whole experts one by one, frozen products included (linear: those once a token).
 ours         `lora_ffn` and `grouped_lora`. On an AMD processor with AVX-512 the block's frozen products are ours;
-             the others' are MKL's, through torch, which takes 16 to 18 % longer there (mmmoe/kernels/products.py).
+             the others' are MKL's, through torch, which takes 12 to 16 % longer there (mmmoe/kernels/products.py).
 
 Router, its losses and dropout are left out everywhere. MoE-PEFT has a module for each expert's factors; here they are
 unbound from a stack, which writes one gradient for each just so (indexing the stack would write E of full size).

@@ -24,7 +24,6 @@ constexpr int64_t kCallStripes = 4;   // of a call, or as many as there are thre
 constexpr int64_t kAhead = 12;        // rows; in rows far apart nothing else asks for what comes next
 constexpr int64_t kBlock = 1024;      // tokens of a block: of 64 experts with 2 chosen, each has a chunk of 32 slots
 
-
 // How a call is cut, and what it needs to work in; the same for any number of threads but for the room of each.
 struct Cut {
   int64_t N, K, E, R, F, begin, width;

@@ -2,7 +2,7 @@
 
 The experts share the frozen down projection, which is linear, so the gate-weighted sum over a token's experts is taken
 before it (late combine): every frozen product is done once a token, forward and backward. Between them the kernels
-(kernels/csrc/lora_ffn.cpp) go over tokens and experts in one pass. Kept for the backward: x, the frozen gate and up
+(kernels/csrc/lora_ffn.*) go over tokens and experts in one pass. Kept for the backward: x, the frozen gate and up
 outputs, and rank-wide rows; hidden rows are computed again. Nothing of size N * K * F exists.
 
 Where there are no kernels (half types on a CPU, no compiler) the same function is put together from `grouped_lora`.

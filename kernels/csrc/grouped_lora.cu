@@ -190,7 +190,7 @@ outer(const float *__restrict__ z, const T *__restrict__ rows, const int64_t *__
 }
 
 bool is_sound(int64_t N, int64_t K, int64_t E, int64_t R, int64_t W) {
-  return N >= 0 && K >= 1 && K <= E && E >= 1 && E <= kMostExperts && R >= 1 && R <= 4096 && W >= 1 &&
+  return N >= 0 && K >= 1 && K <= E && E >= 1 && E <= kMostExperts && R >= 1 && R <= 8192 && W >= 1 &&
          N * K < (int64_t{1} << 31);
 }
 

@@ -10,9 +10,9 @@
 //   c_gate, c_up (N, F)   Bg, Bu (E, F, R)   Ad (E, R, F)   zg, zu, zd (S, R)   gate (S)
 //
 // A call is for some of the columns, `begin` to `begin + width`: U and the gradients of c are (N, width) and lie as the
-// products want them, sums over columns go on from call to call, in the order of the columns. A thread owns a stripe of columns
-// and goes over it span by span, in a span over blocks of tokens, in a block over the experts' chunks of slots
-// (hidden_tiles.h). Sums are kept for each stripe and added in one order, so that neither threads nor calls change a bit.
+// products want them, sums over columns go on from call to call. A thread owns a stripe of columns and goes over it span
+// by span, in a span over blocks of tokens, in a block over the experts' chunks of slots (hidden_tiles.h). Sums are kept
+// for each stripe and added in the order of columns, so that neither threads nor calls change a bit.
 #include <utility>
 
 #include "hidden_tiles.h"
@@ -270,7 +270,7 @@ void forward(const Block<T> &b, const Slices<T> &u, T *zd_SR) {
 template <class T>
 struct Gradients {
   const T *du_NW;
-  Slices<T> dc_gate, dc_up;  // dc_up may be du itself: a block's du is copied before its dc_up is written
+  Slices<T> dc_gate, dc_up;
   T *dzg_SR, *dzu_SR, *dgate_S, *dbg, *dbu, *dad;
 };
 

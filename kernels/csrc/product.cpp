@@ -42,7 +42,8 @@ struct Room {
 };
 
 // Rows (M, K) packed: slices of kInner of their columns one after the other, in a slice tiles of kTileRows rows of
-// kStride, so that a tile is read in one run. Rows that fill up the last tile are zeros.
+// kStride, so that a tile is read in one run. Rows that fill up the last tile are zeros, or anything: no result of theirs is
+// written.
 template <class T>
 struct Packed {
   int64_t M, K;

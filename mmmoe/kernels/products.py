@@ -69,6 +69,9 @@ def frozen_product(
     """Returns x W^T (N, O), in `out` if that is given, which it may be added to.
 
     Like F.linear, but without gradient and whatever autocast says. Each may be some columns of a wider tensor.
+
+    Raises:
+        ValueError: `out` has another shape or type or rows that are not in one run, or there is none to add to.
     """
     return _product(x_NI, weight_OI, out, is_added=is_added, is_turned=True)
 
@@ -88,20 +91,30 @@ def has_own_product(rows: Tensor) -> bool:
 
 
 def _product(rows: Tensor | Rows, weight: Tensor, out: Tensor | None, *, is_added: bool, is_turned: bool) -> Tensor:
+    num, like = (rows.num, rows.data) if isinstance(rows, Rows) else (rows.shape[0], rows)
+    shape = (num, weight.shape[0 if is_turned else 1])
+    if out is None and is_added:
+        raise ValueError("there is no `out` to add to")
+    if out is None:
+        out = like.new_empty(shape)
+    is_in_runs = shape[1] <= 1 or out.stride(1) == 1
+    if tuple(out.shape) != shape or out.dtype != like.dtype or not is_in_runs:
+        raise ValueError(
+            f"out must be {like.dtype} {shape} with each row in one run, "
+            f"got {out.dtype} {tuple(out.shape)} with strides {out.stride()}"
+        )
     if isinstance(rows, Tensor) and not has_own_product(rows):
         with torch.autocast(rows.device.type, enabled=False):
             right = weight.t() if is_turned else weight
-            return out.addmm_(rows, right) if is_added and out is not None else torch.mm(rows, right, out=out)
+            return out.addmm_(rows, right) if is_added else torch.mm(rows, right, out=out)
     weight = _with_rows_in_one_run(weight)
     if isinstance(rows, Rows):
-        data, num, inner, stride = rows.data, rows.num, rows.width, rows.layout.stride
+        data, inner, stride = rows.data, rows.width, rows.layout.stride
     else:
         data = _with_rows_in_one_run(rows)
-        (num, inner), stride = data.shape, data.stride(0)
-    if out is None:
-        out = data.new_empty(num, weight.shape[0 if is_turned else 1])
+        inner, stride = data.shape[1], data.stride(0)
     launch(
-        "mmmoe_product", data, weight, out, *out.shape, inner, stride, weight.stride(0), out.stride(0),
+        "mmmoe_product", data, weight, out, *shape, inner, stride, weight.stride(0), out.stride(0),
         int(isinstance(rows, Rows)), int(is_turned), int(is_added), TYPE_CODES[data.dtype], device=data.device,
     )  # fmt: skip
     return out

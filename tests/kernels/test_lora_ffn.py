@@ -7,7 +7,7 @@ import torch
 from cases import assert_same, with_gradients
 from host_kernels import needs_kernels
 
-from mmmoe.kernels import backend
+from mmmoe.kernels import backend, products
 from mmmoe.kernels.lora_ffn import hidden
 from mmmoe.kernels.lora_ffn.fused import ACTIVATIONS
 from mmmoe.kernels.lora_ffn.op import Factors, Frozen, lora_ffn
@@ -89,23 +89,43 @@ def test_several_blocks_of_tokens_with_the_same_bits_on_any_threads(rank, expert
 
 @needs_kernels
 @pytest.mark.skipif(not has_own_product(torch.empty(1)), reason="products here are MKL's, whose bits may differ")
-def test_the_same_bits_however_the_hidden_columns_are_cut(monkeypatch):
-    frozen, leaves, index = draw((70, 20, 2700, 5, 6, 2), dtype=torch.float32)
-    found = []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_same_bits_however_the_hidden_columns_are_cut(dtype):
+    frozen, leaves, index = draw((70, 20, 2700, 5, 6, 2), dtype=dtype)
+    threads, found = torch.get_num_threads(), []
     for most in (512, 1024, 2048, 4096):
-        monkeypatch.setattr(hidden, "answer", lambda question, device, most=most: most)
-        found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hidden, "answer", lambda question, device, most=most: most)
+            found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
+    try:
+        for count in (1, 5):  # five threads take parts of 2048 columns
+            torch.set_num_threads(count)
+            found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
+    finally:
+        torch.set_num_threads(threads)
     for other in found[1:]:
         assert all(map(torch.equal, other, found[0]))
 
 
 @needs_kernels
-def test_several_parts_of_the_hidden_columns_equal_the_loop():
-    frozen, leaves, index = draw((70, 20, 2700, 5, 6, 2), dtype=torch.float32)
+@pytest.mark.parametrize("has_own", [True, False])
+@pytest.mark.parametrize("inner", [2700, 1025])
+def test_several_parts_of_the_hidden_columns_equal_the_loop(inner, has_own, monkeypatch):
+    monkeypatch.setattr(products, "has_own_product", lambda rows: has_own)
+    frozen, leaves, index = draw((70, 20, inner, 5, 6, 2))
     found = with_gradients(over(lora_ffn, frozen, index), leaves)
-    frozen = Frozen(*(w.double() for w in frozen))
-    want = with_gradients(over(lora_ffn_reference, frozen, index), [t.double() for t in leaves])
-    assert_same(found, [t.float() for t in want])
+    assert_same(found, with_gradients(over(lora_ffn_reference, frozen, index), leaves))
+
+
+@needs_kernels
+def test_autocast_changes_neither_fresh_experts_nor_their_gradients():
+    frozen, leaves, index = draw((20, 8, 30, 4, 2, 2), dtype=torch.float32)
+    for name in ("bg", "bu", "bd"):
+        leaves[NAMES.index(name)].zero_()
+    want = with_gradients(over(lora_ffn, frozen, index), leaves)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = with_gradients(over(lora_ffn, frozen, index), leaves)
+    assert all(map(torch.equal, found, want))
 
 
 @needs_kernels
@@ -195,8 +215,9 @@ def test_less_is_kept_for_the_backward_than_by_the_frozen_block(chosen):
 
 
 @needs_kernels
-def test_the_op_keeps_the_rules_of_torch_library():
-    frozen, leaves, index = draw((9, 5, 7, 3, 4, 2))
+@pytest.mark.parametrize("shape", [(9, 5, 7, 3, 4, 2), (1, 5, 7, 3, 4, 1), (9, 5, 7, 1, 4, 1)], ids=str)
+def test_the_op_keeps_the_rules_of_torch_library(shape):
+    frozen, leaves, index = draw(shape)
     x, *factors, gates = (leaf.requires_grad_() for leaf in leaves)
     torch.library.opcheck(torch.ops.mmmoe.lora_ffn.default, (x, *frozen, *factors, index, gates, 1.5, 1))
 

@@ -50,6 +50,8 @@ def test_adding_returns_the_same_tensor():
     assert frozen_product(x, w, out=dy, is_added=True) is dy
 
 
+@needs_kernels
+@pytest.mark.parametrize("way", ["own"], indirect=True)
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows_for_several_products_give_the_same_bits(shape):
@@ -70,6 +72,16 @@ def test_some_columns_of_everything_and_the_rest_stays():
     torch.testing.assert_close(wide[:, 11:51], want, rtol=1e-4, atol=1e-4)
     assert (wide[:, :11] == 7).all()
     assert (wide[:, 51:] == 7).all()
+
+
+@pytest.mark.usefixtures("way")
+def test_an_out_that_does_not_fit_is_refused():
+    x, w, _ = draw((5, 7, 9))
+    for out in (torch.empty(5, 9), torch.empty(6, 7), torch.empty(5, 7, dtype=torch.float64), torch.empty(7, 5).T):
+        with pytest.raises(ValueError, match=r"out must be torch.float32 \(5, 7\)"):
+            frozen_product(x, w, out=out)
+    with pytest.raises(ValueError, match="no `out`"):
+        frozen_product(x, w, is_added=True)
 
 
 @pytest.mark.usefixtures("way")

@@ -65,18 +65,19 @@ def _run(
     x_ND, bg, bu, ad, bd = (t.contiguous() for t in (x_ND, bg, bu, ad, bd))
     # A of gate and up read the same rows: both in one walk.
     z_SR2 = slots.shrink(x_ND, torch.cat((ag, au), 1), wide_first=False).mul_(scale)
-    zg_SR, zu_SR = (z_SR.contiguous() for z_SR in z_SR2.chunk(2, 1))
+    zg_SR, zu_SR = _halves(z_SR2)
     gate_S = slots.by_place(gate_NK, zg_SR)
     zd_SR = torch.empty_like(zg_SR)
     # Experts whose B are all zero change nothing, on a CPU not a bit: torch's own products and activation serve then.
     is_fresh = x_ND.device.type == "cpu" and not (bg.any() or bu.any() or bd.any())
     if is_fresh:
-        c_gate_NF, c_up_NF = F.linear(x_ND, gate_FD), F.linear(x_ND, up_FD)
-        y_ND = _untouched(c_gate_NF, c_up_NF, down_DF, gate_NK, activation)
+        with torch.autocast("cpu", enabled=False):
+            c_gate_NF, c_up_NF = F.linear(x_ND, gate_FD), F.linear(x_ND, up_FD)
+            y_ND = _untouched(c_gate_NF, c_up_NF, down_DF, gate_NK, activation)
     else:
         c_gate_NF, c_up_NF = (x_ND.new_empty(x_ND.shape[0], gate_FD.shape[0]) for _ in range(2))
         y_ND = torch.empty_like(x_ND)
-    rows = rows_of(x_ND)
+    rows = x_ND if is_fresh else rows_of(x_ND)
     hidden = Hidden(x_ND, bg, index_NK.shape[1], is_backward=False)
     for part in hidden:
         (sum_NW,) = part.rooms
@@ -100,6 +101,11 @@ def _untouched(gate_NF: Tensor, up_NF: Tensor, down_DF: Tensor, gate_NK: Tensor,
     total_N1 = gate_NK.sum(1, keepdim=True)
     is_one_N1 = (total_N1 - 1).abs() < 4 * torch.finfo(total_N1.dtype).eps  # gates that add up to 1 but for rounding
     return F.linear(act(gate_NF) * up_NF, down_DF) * total_N1.masked_fill(is_one_N1, 1.0)
+
+
+def _halves(tensor: Tensor) -> list[Tensor]:
+    """Returns both halves along the second axis, each with memory of its own."""
+    return [half.clone(memory_format=torch.contiguous_format) for half in tensor.chunk(2, 1)]
 
 
 def _fake(x_ND: Tensor, gate_FD: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -161,7 +167,7 @@ def _run_backward(
         if x_wants:
             hidden.add_products(part, dx_ND, (gate_FD, up_FD))
     dz_SR2, a_E2D = torch.cat((dzg_SR, dzu_SR), 1).mul_(scale), torch.cat((ag, au), 1)
-    dag, dau = (da.contiguous() for da in slots.outer(dz_SR2, x_ND, a_E2D, wide_first=False).chunk(2, 1))
+    dag, dau = _halves(slots.outer(dz_SR2, x_ND, a_E2D, wide_first=False))
     if x_wants:
         slots.add_expanded(dz_SR2, a_E2D, dx_ND, wide_first=False)
     dgate_NK = torch.empty_like(gate_NK, memory_format=torch.contiguous_format)

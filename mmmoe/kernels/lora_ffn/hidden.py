@@ -1,7 +1,7 @@
 """The hidden columns of lora_ffn, cut into parts for the calls of one pass.
 
-On a CPU a part is narrow enough that its rows stay near from one product to the next; on a GPU there is one part. What
-is computed has the same bits however the columns are cut: sums go over columns in one order.
+On a CPU a part is narrow enough that its rows stay near from one product to the next; on a GPU there is one part. Sums
+go over columns in one order, so that with the own products no bit depends on how the columns are cut.
 """
 
 from __future__ import annotations

@@ -164,6 +164,10 @@ struct Room {
     }
   }
 
+  template <int kWrites>
+  static void ask(const T *row) {
+    for (int64_t v = 0; v < kWidth; v += 64 / sizeof(T)) __builtin_prefetch(row + v, kWrites);
+  }
   // Copies a block's rows of a span, which begins at `from`, and fills them up with zeros.
   void bring(const T *from, int64_t stride, int64_t block, int64_t width, T *to) const {
     const int64_t begin = block * kBlock, end = std::min(s.N, begin + kBlock);
@@ -174,10 +178,6 @@ struct Room {
       else
         std::fill(std::copy_n(from + n * stride, width, to), to + kWidth, T{0});
     }
-  }
-  template <int kWrites>
-  static void ask(const T *row) {
-    for (int64_t v = 0; v < kWidth; v += 64 / sizeof(T)) __builtin_prefetch(row + v, kWrites);
   }
   void take_back(const T *from, int64_t block, int64_t width, T *to, int64_t stride) const {
     const int64_t begin = block * kBlock, end = std::min(s.N, begin + kBlock);
@@ -345,12 +345,12 @@ EXPORT int mmmoe_lora_ffn_columns() {
   return static_cast<int>(turns * kCallStripes * kStripeSpans * kWidth);
 }
 
-// U, dc_gate and dc_up lie in slices (above); du is (N, width).
 // For calls of at most `width` columns, the first of which begins at 0; all calls of a pass need the same workspace.
 EXPORT int64_t mmmoe_lora_ffn_workspace(int64_t N, int64_t K, int64_t E, int64_t R, int64_t width, int64_t is_backward) {
   return Cut{N, K, E, R, width, 0, width, is_backward != 0}.work_size();
 }
 
+// U lies in slices.
 EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const void *zg, const void *zu, const void *bg,
                           const void *bu, const void *ad, const void *gate, const int64_t *order, const int64_t *offset,
                           void *u, void *zd, void *work, int64_t N, int64_t K, int64_t E, int64_t R, int64_t F,
@@ -367,6 +367,7 @@ EXPORT int mmmoe_lora_ffn(const void *c_gate, const void *c_up, const void *zg, 
   });
 }
 
+// dc_gate and dc_up lie in slices, du is (N, width).
 EXPORT int mmmoe_lora_ffn_backward(const void *c_gate, const void *c_up, const void *zg, const void *zu, const void *bg,
                                    const void *bu, const void *ad, const void *gate, const int64_t *order,
                                    const int64_t *offset, const void *du, const void *dzd, void *dc_gate, void *dc_up,

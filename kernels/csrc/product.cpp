@@ -1,6 +1,6 @@
 // A dense product whose right factor is a frozen layer's weight, on a CPU: out = rows W^T, or rows W, or that added.
 //
-// The classic scheme (Goto and van de Geijn 2008): of a slice of the inner axis all rows are packed, once for all columns,
+// The classic scheme (Goto and van de Geijn 2008): of a slice of the inner axis all rows are packed once for all columns,
 // and a block of the weight into panels that stay in the second cache; a tile of the result stays in registers while it
 // goes over the slice. Each number of the result is added up in one order, which depends on neither the threads nor the
 // number of rows. On one core of Zen 4 (116 GFLOP/s at most) a tile alone runs at 113 GFLOP/s, the whole at 107.
@@ -31,10 +31,10 @@ constexpr int64_t kPanel = kTileVectors * VectorOf<T>::lanes;
 
 // Memory that begins a cache line, with nothing in it yet.
 template <class T>
-struct Room {
+struct Scratch {
   std::unique_ptr<T, decltype(&std::free)> held;
 
-  explicit Room(int64_t size)
+  explicit Scratch(int64_t size)
       : held(static_cast<T *>(std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64)), &std::free) {
     want_huge_pages(held.get(), size * sizeof(T));
   }
@@ -42,8 +42,8 @@ struct Room {
 };
 
 // Rows (M, K) packed: slices of kInner of their columns one after the other, in a slice tiles of kTileRows rows of
-// kStride, so that a tile is read in one run. Rows that fill up the last tile are zeros, or anything: no result of theirs is
-// written.
+// kStride, so that a tile is read in one run. Rows that fill up the last tile are zeros, or anything: no result of theirs
+// is written.
 template <class T>
 struct Packed {
   int64_t M, K;
@@ -152,10 +152,10 @@ void product(const Product<T> &p) {
   const int64_t share = p.share();
   const Packed<T> packed = {p.M, p.K};
   if (!p.is_added && p.M > 0) want_huge_pages(p.out, ((p.M - 1) * p.out_stride + p.N) * sizeof(T));
-  const Room<T> own(p.is_packed ? 0 : packed.slice_size());
+  const Scratch<T> own(p.is_packed ? 0 : packed.slice_size());
 #pragma omp parallel
   {
-    const Room<T> right(kInner<T> * kBlockColumns);
+    const Scratch<T> right(kInner<T> * kBlockColumns);
     for (int64_t k = 0; k < p.K; k += kInner<T>) {
       if (!p.is_packed) packed.pack(p.rows, p.rows_stride, k, own.data());
       const T *slice = p.is_packed ? p.rows + k / kInner<T> * packed.slice_size() : own.data();

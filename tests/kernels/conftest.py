@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmmoe.kernels import backend
 
@@ -19,3 +20,11 @@ def path(request, monkeypatch):
         monkeypatch.setattr(backend, "active", lambda device: backend.Backend("torch", "for this test"))
     elif backend.active("cpu").name == "torch":
         pytest.skip(f"no C++ path here: {backend.active('cpu').reason}")
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads of torch and the kernels, for this test alone."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -58,7 +58,7 @@ def test_eight_rows_are_summed_in_float32():
     assert (y == torch.tensor(263.0).bfloat16()).all()
 
 
-def test_the_same_call_gives_the_same_bits():
+def test_the_same_call_gives_the_same_bits(threads):
     shape = Routed(300, 64, 8, 4)
     routing, rng = shape.routing(0)
     rows = torch.randn(1200, 64, generator=rng)
@@ -66,12 +66,8 @@ def test_the_same_call_gives_the_same_bits():
         lambda r, g: combine(r, g, routing.order_S, routing.inverse_S), [rows, routing.gate_NK]
     )
     first = run()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
-    finally:
-        torch.set_num_threads(threads)
+    threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
 
 
 def test_the_op_keeps_the_rules_of_torch_library():

@@ -70,16 +70,13 @@ def test_single_precision_and_many_spans(activation):
 
 @needs_kernels
 @pytest.mark.parametrize(("rank", "experts"), [(16, 5), (21, 40)])
-def test_several_blocks_of_tokens_with_the_same_bits_on_any_threads(rank, experts):
+def test_several_blocks_of_tokens_with_the_same_bits_on_any_threads(rank, experts, threads):
     frozen, leaves, index = draw((2100, 12, 300, experts, rank, 2), dtype=torch.float32)
     index[:, 1] = index[:, 0].where(torch.arange(2100) % 3 == 0, index[:, 1])  # a choice that stands twice
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
     for other in found[1:]:
         assert all(map(torch.equal, other, found[0]))
     frozen = Frozen(*(w.double() for w in frozen))
@@ -90,19 +87,16 @@ def test_several_blocks_of_tokens_with_the_same_bits_on_any_threads(rank, expert
 @needs_kernels
 @pytest.mark.skipif(not has_own_product(torch.empty(1)), reason="products here are MKL's, whose bits may differ")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_same_bits_however_the_hidden_columns_are_cut(dtype):
+def test_the_same_bits_however_the_hidden_columns_are_cut(dtype, threads):
     frozen, leaves, index = draw((70, 20, 2700, 5, 6, 2), dtype=dtype)
-    threads, found = torch.get_num_threads(), []
+    found = []
     for most in (512, 1024, 2048, 4096):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hidden, "answer", lambda question, device, most=most: most)
             found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
-    try:
-        for count in (1, 5):  # five threads take parts of 2048 columns
-            torch.set_num_threads(count)
-            found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 5):  # five threads take parts of 2048 columns
+        threads(count)
+        found.append(with_gradients(over(lora_ffn, frozen, index), leaves))
     for other in found[1:]:
         assert all(map(torch.equal, other, found[0]))
 

@@ -23,12 +23,8 @@ def test_slots_come_by_expert_and_then_by_number(slots, capacity):
     assert order.inverse_S.tolist() == [place.get(s, -1) for s in range(slots)]
 
 
-def test_the_number_of_threads_does_not_matter():
+def test_the_number_of_threads_does_not_matter(threads):
     expert = torch.randint(0, 9, (60_000,))
     many = order_by_expert(expert, 9)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert all(torch.equal(a, b) for a, b in zip(many, order_by_expert(expert, 9), strict=True))
-    finally:
-        torch.set_num_threads(threads)
+    threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(many, order_by_expert(expert, 9), strict=True))

@@ -94,16 +94,12 @@ def test_autocast_changes_nothing():
 @needs_kernels
 @pytest.mark.parametrize("way", ["own"], indirect=True)
 @pytest.mark.usefixtures("way")
-def test_a_row_has_the_same_bits_with_any_threads_and_any_other_rows():
+def test_a_row_has_the_same_bits_with_any_threads_and_any_other_rows(threads):
     x, w, dy = draw((61, 400, 1100))
-    threads = torch.get_num_threads()
-    try:
-        found = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append((frozen_product(x, w), frozen_product_back(dy, w)))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found.append((frozen_product(x, w), frozen_product_back(dy, w)))
     for pair in found[1:]:
         assert all(map(torch.equal, pair, found[0]))
     assert torch.equal(frozen_product(x[17:18], w), found[0][0][17:18])

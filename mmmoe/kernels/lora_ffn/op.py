@@ -79,8 +79,8 @@ def lora_ffn(
         index_NK, gate_NK = marked(x_ND, index_NK, gate_NK, gate.a.shape[0])
     is_small = x_ND.device.type == "cpu" or (index_NK.shape[1] <= MOST_CHOSEN and gate.a.shape[0] <= MOST_ON_A_GPU)
     if can_fuse(x_ND) and is_small and isinstance(activation, str) and dropout == 0.0:
-        weights = (weight.detach() for weight in frozen)
-        return fused_ffn(x_ND, tuple(weights), factors, index_NK, gate_NK, scale=scale, activation=activation)
+        weights = tuple(weight.detach() for weight in frozen)
+        return fused_ffn(x_ND, weights, factors, index_NK, gate_NK, scale=scale, activation=activation)
     act = ACTIVATIONS[activation] if isinstance(activation, str) else activation
     return _put_together(x_ND, frozen, gate, up, down, index_NK, gate_NK, scale, act, dropout)
 
